@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ttengine.errors import ConfigError
@@ -15,6 +15,21 @@ Binning = Literal["uniform", "quantile"]
 Precision = Literal["no", "bf16", "fp16"]
 
 T = TypeVar("T")
+
+
+def check_range(config: object, name: str, low: float, high: float) -> None:
+    """Raise ConfigError unless `low <= config.name <= high`; NaN and non-numbers fail too."""
+    value = getattr(config, name)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise ConfigError(f"{type(config).__name__}.{name} is {value!r}, allowed is {low} to {high}")
+
+
+def check_choice(config: object, name: str, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `config.name` is one of `allowed`."""
+    value = getattr(config, name)
+    if value not in allowed:
+        raise ConfigError(f"{type(config).__name__}.{name} is {value!r}, allowed are {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -193,7 +208,12 @@ class Sampling:
         return self.k == 1
 
 
+WINDOW_CONTEXT = 5
+"""The paper's context in transitions, for `window` plans that do not say."""
+
+EVERY_TOKEN = Sampling()
 GREEDY = Sampling(k=1)
+PAPER_ACTION = Sampling(cdf=0.6)
 
 
 @dataclass(frozen=True)
@@ -211,12 +231,14 @@ class PlanConfig:
     rolling: fixed by the model's mask, leave it None"""
     context_kind: ContextKind | Literal["auto"] = "auto"
     """window: the paper's cropping; rolling: the sliding mask of rotary models; auto: what the model was trained for"""
-    objective: str = "return"
-    """return, likelihood, or the name of an objective registered by the caller"""
+    objective: Literal["return", "likelihood"] = "return"
+    """return: offline RL; likelihood: imitation and goals, a beam search that branches at every token"""
     discount: float = 0.99
     percentile: float | Literal["mean"] = "mean"
     """how a reward's and a value's probabilities become a number: their expectation, or this percentile in (0, 1]"""
-    action: Sampling = field(default_factory=lambda: Sampling(cdf=0.6))
+    percentile_as_released: bool = False
+    """decode percentiles one bin low, as the released code does"""
+    action: Sampling = PAPER_ACTION
     reward: Sampling = GREEDY
     value: Sampling = GREEDY
     observation: Sampling = GREEDY
@@ -231,15 +253,17 @@ class PlanConfig:
         if self.context is not None:
             check_range(self, "context", 0, 1000)
         check_choice(self, "context_kind", ("auto", "window", "rolling"))
+        check_choice(self, "objective", ("return", "likelihood"))
+        check_choice(self, "engine", ("auto", "reference"))
         check_range(self, "discount", 0.0, 1.0)
         if self.percentile != "mean":
             check_range(self, "percentile", 1e-6, 1.0)
         check_range(self, "plan_every", 1, 64)
         if self.plan_every > self.horizon:
-            raise ConfigError(f"plan_every {self.plan_every} exceeds the horizon {self.horizon}: no action is left to take")
+            raise ConfigError(
+                f"plan_every {self.plan_every} exceeds the horizon {self.horizon}: no action is left to take"
+            )
 
-
-# --- the paper's settings by dataset -------------------------------------------------------------------------------
 
 PLAN_PRESETS: dict[str, PlanConfig] = {
     "default": PlanConfig(),
@@ -251,8 +275,13 @@ PLAN_PRESETS: dict[str, PlanConfig] = {
     "ant-medium": PlanConfig(horizon=5, beam_width=128),
     "ant-medium-replay": PlanConfig(horizon=5, beam_width=128),
     "ant-random": PlanConfig(horizon=5, beam_width=128),
+    "likelihood": PlanConfig(
+        objective="likelihood", action=EVERY_TOKEN, reward=EVERY_TOKEN, value=EVERY_TOKEN, observation=EVERY_TOKEN
+    ),
 }
-"""Released planner settings; a dataset that is not listed takes `default` (hopper, walker2d-medium, ant-medium-expert)."""
+"""Released planner settings; the longest name that a dataset's begins with counts; one that is not listed takes `default` (hopper, walker2d-medium, ant-medium-expert).
+
+`likelihood` is the plain beam search for imitation and goals, over all tokens."""
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "default": TrainConfig(),
@@ -260,42 +289,24 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
     "hopper-medium-replay": TrainConfig(epochs_reference=80.0),
     "walker2d-medium-replay": TrainConfig(epochs_reference=80.0),
 }
-"""Released training settings; the longest listed prefix of the dataset's name counts."""
+"""Released training settings, found like the planner's."""
 
 
 def plan_preset(dataset: str) -> PlanConfig:
     """Return the paper's planner settings for a dataset such as `halfcheetah-medium-v2`."""
-    return PLAN_PRESETS.get(_dataset_stem(dataset), PLAN_PRESETS["default"])
+    return _preset(PLAN_PRESETS, dataset)
 
 
 def train_preset(dataset: str) -> TrainConfig:
     """Return the paper's training settings for a dataset such as `ant-medium-v2`."""
-    stem = _dataset_stem(dataset)
-    matching = [name for name in TRAIN_PRESETS if stem == name or stem.startswith(f"{name}-")]
-    return TRAIN_PRESETS[max(matching, key=len, default="default")]
+    return _preset(TRAIN_PRESETS, dataset)
 
 
-def _dataset_stem(dataset: str) -> str:
-    stem, _, version = dataset.lower().rpartition("-v")
-    return stem if stem and version.isdigit() else dataset.lower()
-
-
-# --- shared checks -------------------------------------------------------------------------------------------------
-
-
-def check_range(config: object, name: str, low: float, high: float) -> None:
-    """Raise ConfigError unless `low <= config.name <= high`; NaN and non-numbers fail too."""
-    value = getattr(config, name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        raise ConfigError(f"{type(config).__name__}.{name} is {value!r}, allowed is {low} to {high}")
-
-
-def check_choice(config: object, name: str, allowed: tuple[str, ...]) -> None:
-    """Raise ConfigError unless `config.name` is one of `allowed`."""
-    value = getattr(config, name)
-    if value not in allowed:
-        raise ConfigError(f"{type(config).__name__}.{name} is {value!r}, allowed are {', '.join(allowed)}")
+def _preset(presets: Mapping[str, T], dataset: str) -> T:
+    """The longest listed name that the dataset's name is or begins with."""
+    name = f"{dataset.lower()}-"
+    matching = [preset for preset in presets if name.startswith(f"{preset}-")]
+    return presets[max(matching, key=len, default="default")]
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any]) -> T:

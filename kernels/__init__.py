@@ -1,0 +1,1 @@
+"""Every operation of the search: its meaning in plain PyTorch, and later its fast versions."""

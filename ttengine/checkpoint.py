@@ -1,0 +1,126 @@
+"""One file per model: weights, discretizer, configs and provenance, as safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ttengine.config import DataConfig, ModelConfig, from_dict, to_dict
+from ttengine.discretizer import Discretizer
+from ttengine.errors import CheckpointError, ConfigError
+from ttengine.model import TrajectoryTransformer
+
+FORMAT = "ttengine.checkpoint/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained model and everything that is needed to plan with it.
+
+    Attributes:
+        model: the Transformer.
+        discretizer: its tokens.
+        data: how its training data was prepared.
+        dataset: name of the data it was trained on.
+        provenance: who made it and how: versions, command, training settings, metrics; JSON types only.
+    """
+
+    model: TrajectoryTransformer
+    discretizer: Discretizer
+    data: DataConfig
+    dataset: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = self.model.config
+        expected = (config.transition_dim, config.n_bins)
+        if (self.discretizer.n_columns, self.discretizer.n_bins) != expected:
+            raise CheckpointError(
+                f"the discretizer has {self.discretizer.n_columns} columns of {self.discretizer.n_bins} bins, the model "
+                f"expects {expected[0]} of {expected[1]}"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the file atomically: it is whole or not there."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors["discretizer.edges"] = self.discretizer.edges
+        about = {
+            "model": to_dict(self.model.config),
+            "data": to_dict(self.data),
+            "dataset": self.dataset,
+            "last_duplicate": self.discretizer.last_duplicate,
+            "provenance": dict(self.provenance),
+        }
+        write_tensors(Path(path), tensors, FORMAT, about)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a model file.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or not a ttengine checkpoint.
+    """
+    path = Path(path)
+    tensors, about = read_tensors(path, FORMAT)
+    try:
+        model = TrajectoryTransformer(from_dict(ModelConfig, about["model"]))
+        edges = tensors.pop("discretizer.edges")
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        model.load_state_dict(weights)
+        return Checkpoint(
+            model.eval(),
+            Discretizer(edges, bool(about["last_duplicate"])),
+            from_dict(DataConfig, about["data"]),
+            str(about["dataset"]),
+            about["provenance"],
+        )
+    except (KeyError, ConfigError, RuntimeError) as error:  # RuntimeError: names or shapes differ from the config's
+        raise CheckpointError(f"{path} is not a complete ttengine checkpoint: {error}") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, about: Mapping[str, Any]) -> None:
+    """Write tensors and JSON to one safetensors file: to a neighbour first, then renamed over `path`."""
+    content = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        metadata={"format": kind, "about": json.dumps(about)},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(neighbour, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(neighbour, path)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote under the same kind.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or of another kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no model file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != kind:
+                raise CheckpointError(
+                    f"{path} is of format {header.get('format')!r}, expected {kind!r}: another program or version wrote it"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return tensors, json.loads(header["about"])
+    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error

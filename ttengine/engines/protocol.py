@@ -1,0 +1,144 @@
+"""What a search asks of an engine: the verbs, and what passes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ttengine.discretizer import Discretizer
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """Which noise a problem's plan draws: the same key, row and token always give the same draw.
+
+    Attributes:
+        seed: any int64.
+        plan: the plan's number under this seed, >= 0; a controller counts its control steps here.
+    """
+
+    seed: int = 0
+    plan: int = 0
+
+
+@dataclass
+class Counters:
+    """Work done by a plan; exact, so that tests can hold it."""
+
+    token_steps: int = 0
+    """sequential steps: how often all rows moved on by one token"""
+    token_forwards: int = 0
+    """tokens passed through the model, over all rows, re-prefills included"""
+    prefills: int = 0
+    """how often a whole context was computed anew"""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """All beams after expansion, C = W*E for each of B problems, at round t (counted from 0).
+
+    Attributes:
+        tokens: [B, C, t*K + M + 2] int64, everything after the current observation, this round's value token last.
+        rewards: [B, C, t+1] float, expected reward of each planned transition, reward units.
+        values: [B, C] float, expected value after this round's reward, reward units.
+        observation: [B, N] float32, what the plan starts from, as its tokens read, environment units.
+        discretizer: decodes tokens.
+        action_dim: M.
+    """
+
+    tokens: Tensor
+    rewards: Tensor
+    values: Tensor
+    observation: Tensor
+    discretizer: Discretizer
+    action_dim: int
+
+    @classmethod
+    def from_tokens(cls, tokens: Tensor, observation: Tensor, discretizer: Discretizer, action_dim: int) -> Candidates:
+        """Read rewards and values off the tokens themselves, as mid-points of their bins. Arguments as the attributes."""
+        K = discretizer.n_columns
+        rewards = discretizer.decode(tokens[..., action_dim::K, None], first_column=K - 2)[..., 0]
+        values = discretizer.decode(tokens[..., -1:], first_column=K - 1)[..., 0]
+        return cls(tokens, rewards, values, observation, discretizer, action_dim)
+
+    @property
+    def rounds(self) -> int:
+        """t+1, transitions planned so far."""
+        return self.rewards.shape[-1]
+
+    @cached_property
+    def _numbers(self) -> tuple[Tensor, Tensor]:
+        """Observations [B, C, t+1, N] and actions [B, C, t+1, M] of the planned transitions."""
+        N, M = self.observation.shape[-1], self.action_dim
+        start = torch.zeros(*self.tokens.shape[:2], N, dtype=torch.int64, device=self.tokens.device)
+        whole = torch.cat([start, self.tokens], dim=-1).unflatten(-1, (self.rounds, -1))
+        observations = self.discretizer.decode(whole[..., :N])
+        observations[:, :, 0] = self.observation[:, None]
+        return observations, self.discretizer.decode(whole[..., N : N + M], first_column=N)
+
+    @property
+    def observations(self) -> Tensor:
+        """[B, C, t+1, N] float32: the given observation, then the predicted ones, environment units."""
+        return self._numbers[0]
+
+    @property
+    def actions(self) -> Tensor:
+        """[B, C, t+1, M] float32, environment units."""
+        return self._numbers[1]
+
+    def take(self, index: Tensor) -> Candidates:
+        """Keep some candidates. index [B, W] int64 -> the same, C = W."""
+        problem = torch.arange(len(index), device=index.device)[:, None]
+        return Candidates(
+            self.tokens[problem, index],
+            self.rewards[problem, index],
+            self.values[problem, index],
+            self.observation,
+            self.discretizer,
+            self.action_dim,
+        )
+
+
+class Engine(Protocol):
+    """Runs a batch of B searches. A round is expand, select, observe; a search that branches at every token uses `branch`."""
+
+    counters: Counters
+
+    def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
+        """Begin B searches.
+
+        Args:
+            prefixes: B token rows [T_b] int64: past transitions, then the current observation's N tokens.
+            goals: B goal token rows [N] int64, for goal models.
+            keys: B noise keys.
+        """
+        ...
+
+    def expand(self, copies: int) -> Candidates:
+        """Copy each beam `copies` times and decode an action, a reward and a value for each; candidate w*copies + e."""
+        ...
+
+    def select(self, kept: Tensor) -> None:
+        """Keep some candidates as beams. kept [B, W] int64, ascending."""
+        ...
+
+    def observe(self) -> None:
+        """Decode the next observation of each beam."""
+        ...
+
+    def next_log_probabilities(self) -> Tensor:
+        """Return [B, W, V+1], the log-probability of each beam's next token; -inf where the filter drops it."""
+        ...
+
+    def planned(self) -> Tensor:
+        """Return the beams' tokens after the current observation, [B, W, ...] int64."""
+        ...
+
+    def branch(self, beams: Tensor, tokens: Tensor) -> None:
+        """Replace the beams: beams [B, W'] int64 says whom each continues, tokens [B, W'] int64 with what."""
+        ...

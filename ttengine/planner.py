@@ -1,0 +1,312 @@
+"""The search: beam search planning with a Trajectory Transformer.
+
+Source: Janner et al. 2021 (arXiv 2106.02039), section 3.2, and the released planner. docs/ARCHITECTURE.md says what the
+two kinds of context mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ttengine.checkpoint import Checkpoint, load
+from ttengine.config import WINDOW_CONTEXT, PlanConfig, plan_preset
+from ttengine.context import Context
+from ttengine.engines import ENGINES, Candidates, Counters, Engine, NoiseKey
+from ttengine.errors import ConfigError, NonFiniteError, ShapeError
+from ttengine.kernels.reference import select_beams
+from ttengine.objectives import Objective, check_score, discounted_return
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def search_return(engine: Engine, objective: Objective, config: PlanConfig, clock: Clock) -> tuple[Candidates, Tensor]:
+    """Keep the beams that the objective likes best, round by round; any round's best is a valid plan.
+
+    Returns:
+        The last round's beams, and their scores [B, W].
+    """
+    while True:
+        candidates = engine.expand(config.expand)
+        score, kept = select_beams(check_score(objective(candidates), candidates), config.beam_width)
+        if candidates.rounds == config.horizon or clock.has_no_time_for_another_round():
+            return candidates.take(kept), score
+        engine.select(kept)
+        engine.observe()
+
+
+def search_likelihood(engine: Engine, config: PlanConfig, tokens: int) -> tuple[Tensor, Tensor]:
+    """Keep the likeliest beams, token by token.
+
+    Returns:
+        The beams' tokens [B, W, tokens] int64, and their log-likelihoods [B, W].
+    """
+    total: Tensor | float = 0.0
+    for _ in range(tokens):
+        longer = total + engine.next_log_probabilities()
+        score, kept = select_beams(longer.flatten(1), config.beam_width)
+        engine.branch(kept // longer.shape[2], kept % longer.shape[2])
+        total = score[:, :, None]
+    return engine.planned(), score
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a search found. For a single observation the leading axis B is absent.
+
+    Attributes:
+        actions: [B, H, M] float32, environment units; the first is to be executed now.
+        observations: [B, H, N] float32, environment units: the given one, then the predicted ones.
+        rewards: [B, H] float32, predicted, reward units.
+        value: [B] float32, predicted discounted return after the last planned reward, reward units.
+        score: [B] float32, what the objective gave (a log-likelihood for likelihood search).
+        latency_s: wall time of the whole call.
+        counters: work done.
+        engine: who computed it.
+        context_kind: window or rolling.
+    """
+
+    actions: FloatArray
+    observations: FloatArray
+    rewards: FloatArray
+    value: FloatArray
+    score: FloatArray
+    latency_s: float
+    counters: Counters
+    engine: str
+    context_kind: str
+
+    @property
+    def action(self) -> FloatArray:
+        """[B, M] float32, the action to execute now."""
+        return self.actions[..., 0, :]
+
+    @property
+    def rounds(self) -> int:
+        """Transitions planned: the horizon, or fewer where a deadline came first."""
+        return self.actions.shape[-2]
+
+
+class Clock:
+    """Times one plan against its deadline, by the longest round so far."""
+
+    def __init__(self, deadline_s: float | None) -> None:
+        self.started = self._round_began = time.perf_counter()
+        self._deadline_s = deadline_s
+        self._longest_round_s = 0.0
+
+    def has_no_time_for_another_round(self) -> bool:
+        """Whether one more round like the longest so far would end after the deadline."""
+        if self._deadline_s is None:
+            return False
+        now = time.perf_counter()
+        self._longest_round_s = max(self._longest_round_s, now - self._round_began)
+        self._round_began = now
+        return now - self.started + self._longest_round_s > self._deadline_s
+
+
+class Planner:
+    """Plans with one model, again and again.
+
+    Args:
+        model: a checkpoint, or the path of one.
+        config: the search; None takes the paper's settings for the dataset that the model was trained on.
+        objective: scores candidates in place of the discounted return.
+        device: where the reference engine computes.
+    Raises:
+        CheckpointError: the file is not a model.
+        ConfigError: the config does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Checkpoint | str | Path,
+        config: PlanConfig | None = None,
+        *,
+        objective: Objective | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.checkpoint = model if isinstance(model, Checkpoint) else load(model)
+        self.model = self.checkpoint.model.to(device).eval()
+        self.discretizer = self.checkpoint.discretizer.to(device)
+        self.config = _fit_to_model(config or plan_preset(self.checkpoint.dataset), self.checkpoint)
+        if objective is not None and self.config.objective != "return":
+            raise ConfigError("an objective scores rounds; it goes with objective='return', not 'likelihood'")
+        self.objective = objective or discounted_return(self.config.discount)
+        self.engine_name = "reference" if self.config.engine == "auto" else self.config.engine
+        self.engine: Engine = ENGINES[self.engine_name](self.model, self.discretizer, self.config)
+        self._device = torch.device(device)
+
+    @property
+    def context_capacity(self) -> int:
+        """Executed transitions that can influence a plan."""
+        if self.config.context_kind == "rolling":  # one layer sees `context` transitions back, the next as far again
+            return self.model.config.layers * self.model.config.context
+        return WINDOW_CONTEXT if self.config.context is None else self.config.context
+
+    def empty_context(self) -> Context:
+        """Return the context at the start of an episode; `append` to it what was executed."""
+        return Context.empty(self.model.config.observation_dim, self.model.config.action_dim, self.context_capacity)
+
+    def plan(
+        self,
+        observation: npt.ArrayLike,
+        context: Context | Sequence[Context] | None = None,
+        *,
+        goal: npt.ArrayLike | None = None,
+        seed: int | Sequence[int] = 0,
+        step: int | Sequence[int] = 0,
+        deadline_s: float | None = None,
+    ) -> Plan:
+        """Search `horizon` transitions ahead and return the best sequence found.
+
+        Args:
+            observation: [N], or [B, N] for B problems at once; environment units (not normalised).
+            context: what was executed before, one for each problem; None at the start of an episode.
+            goal: [N] or [B, N], the observation to reach, for goal models.
+            seed: of the noise. Problem b of a batch draws as if planned alone with seed + b; or give one a problem.
+            step: number of the plan under this seed, such as the control step, so that every plan draws anew.
+            deadline_s: return the best plan of the rounds that fit; at least one round is always searched.
+        Returns:
+            The plan; NumPy arrays, without the leading axis B for a single observation.
+        Raises:
+            ShapeError: dimensions differ from the model's, or lengths differ between the problems.
+            NonFiniteError: NaN or infinity in what was given, in the model's logits, or in a score.
+        """
+        clock = Clock(deadline_s)
+        observations = self._check_rows(observation, "observation")
+        problems = len(observations)
+        contexts = _per_problem(context, problems, "context")
+        goals = None if goal is None else self._check_rows(goal, "goal")
+        if (goals is not None) != self.model.config.goal:
+            raise ShapeError(
+                f"the model was trained {'with' if self.model.config.goal else 'without'} goals, "
+                f"and {'one' if goals is not None else 'none'} was given"
+            )
+        if goals is not None and len(goals) != problems:
+            raise ShapeError(f"{len(goals)} goals came for {problems} observations")
+        seeds = [seed + b for b in range(problems)] if isinstance(seed, int) else seed
+        keys = [
+            NoiseKey(int(s), int(p))
+            for s, p in zip(_per_problem(seeds, problems, "seed"), _per_problem(step, problems, "step"), strict=True)
+        ]
+        with torch.inference_mode():
+            prefixes = [self._prefix(o, c) for o, c in zip(observations, contexts, strict=True)]
+            encoded = None if goals is None else [self.discretizer.encode(self._tensor(g)) for g in goals]
+            self.engine.prefill(prefixes, encoded, keys)
+            found = self._search(clock, self._tensor(observations))
+        single = np.ndim(observation) == 1
+        arrays = [array.to("cpu", torch.float32).numpy() for array in found]
+        return Plan(
+            *(array[0] if single else array for array in arrays),
+            latency_s=time.perf_counter() - clock.started,
+            counters=self.engine.counters,
+            engine=self.engine_name,
+            context_kind=self.config.context_kind,
+        )
+
+    def _search(self, clock: Clock, observations: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return actions, observations, rewards, value and score of each problem's best beam."""
+        if self.config.objective == "return":
+            beams, score = search_return(self.engine, self.objective, self.config, clock)
+        else:
+            model = self.model.config
+            tokens, score = search_likelihood(
+                self.engine, self.config, self.config.horizon * model.transition_dim - model.observation_dim
+            )
+            beams = Candidates.from_tokens(tokens, observations, self.discretizer, model.action_dim)
+        best_score, best = select_beams(score, 1)
+        beams = beams.take(best)
+        predicted = beams.observations[:, 0]
+        predicted[:, 0] = observations  # as given, rather than as its bins read
+        return beams.actions[:, 0], predicted, beams.rewards[:, 0], beams.values[:, 0], best_score[:, 0]
+
+    def _prefix(self, observation: FloatArray, context: Context | None) -> Tensor:
+        """Tokens of the executed transitions, then of the observation. [T] int64."""
+        model, now = self.model.config, self.discretizer.encode(self._tensor(observation))
+        capacity = self.context_capacity
+        if context is None or len(context) == 0 or capacity == 0:
+            return now
+        dims = (context.observations.shape[1], context.actions.shape[1])
+        if dims != (model.observation_dim, model.action_dim):
+            raise ShapeError(
+                f"the context holds observations of {dims[0]} and actions of {dims[1]} dims, the model was trained on "
+                f"{model.observation_dim} and {model.action_dim}"
+            )
+        columns = [context.observations, context.actions, context.rewards[:, None], np.zeros((len(context), 1))]
+        past = self._tensor(np.concatenate(columns, axis=1)[-capacity:])  # the value placeholder influences nothing
+        return torch.cat([self.discretizer.encode(past).flatten(), now])
+
+    def _check_rows(self, rows: npt.ArrayLike, name: str) -> FloatArray:
+        array = np.asarray(rows, np.float32)
+        N = self.model.config.observation_dim
+        if array.ndim not in (1, 2) or array.size == 0:
+            raise ShapeError(f"{name} has shape {array.shape}, expected [{N}] or [problems, {N}]")
+        if array.shape[-1] != N:
+            raise ShapeError(f"{name} has {array.shape[-1]} dims, the model was trained on {N}")
+        if not np.isfinite(array).all():
+            where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+            raise NonFiniteError(f"{name}{where} is {array[tuple(where)]}; only finite numbers can be planned from")
+        return array.reshape(-1, N)
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self._device)
+
+
+def plan(
+    model: Checkpoint | str | Path,
+    observation: npt.ArrayLike,
+    context: Context | Sequence[Context] | None = None,
+    *,
+    config: PlanConfig | None = None,
+    objective: Objective | None = None,
+    goal: npt.ArrayLike | None = None,
+    seed: int | Sequence[int] = 0,
+    step: int | Sequence[int] = 0,
+    deadline_s: float | None = None,
+) -> Plan:
+    """Plan once: `Planner(model, config, objective=objective).plan(observation, context, ...)`.
+
+    For one call; in a loop keep a `Planner`, which reads the model once. Arguments, result and errors are those of
+    `Planner` and `Planner.plan`.
+    """
+    planner = Planner(model, config, objective=objective)
+    return planner.plan(observation, context, goal=goal, seed=seed, step=step, deadline_s=deadline_s)
+
+
+def _fit_to_model(config: PlanConfig, checkpoint: Checkpoint) -> PlanConfig:
+    """Resolve `auto` and refuse what the model cannot do."""
+    model = checkpoint.model.config
+    kind = config.context_kind
+    if kind == "auto":
+        kind = "rolling" if model.positions == "rotary" else "window"
+    if kind == "rolling" and model.positions != "rotary":
+        raise ConfigError(
+            "context_kind='rolling' needs a model trained with positions='rotary'; this one has absolute positions, "
+            "whose cached keys are wrong once the context slides: use 'window'"
+        )
+    if kind == "rolling" and config.context not in (None, model.context):
+        raise ConfigError(
+            f"context is {config.context}, but this model's mask was trained with {model.context} transitions; "
+            "leave context out, or use context_kind='window'"
+        )
+    return dataclasses.replace(config, context_kind=kind)
+
+
+def _per_problem(given: Any, problems: int, name: str) -> list[Any]:
+    """One entry a problem: None or a number stands for all; so does a single context for a single problem."""
+    if given is None or isinstance(given, int | np.integer):
+        return [given] * problems
+    entries = [given] if isinstance(given, Context) else list(given)
+    if len(entries) != problems:
+        raise ShapeError(f"{len(entries)} entries of {name} came for {problems} observations")
+    return entries
