@@ -26,6 +26,10 @@ class DataError(TTEngineError, ValueError):
     """A dataset is empty, inconsistent, or misses a field."""
 
 
+class DataWarning(UserWarning):
+    """A dataset was read, but something in it was repaired or looks wrong; the message says what."""
+
+
 class DatasetNotFoundError(TTEngineError, LookupError):
     """A dataset id is unknown, or its file is not here."""
 

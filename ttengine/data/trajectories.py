@@ -27,9 +27,10 @@ class Trajectories:
         terminals: [L] bool, the environment ended the episode here (a fall, a goal).
         timeouts: [L] bool, something else ended it here (a time limit, the end of the log).
         name: dataset id or file name, for messages and provenance.
-        metadata: whatever the source said about itself; JSON types only.
+        metadata: whatever the source said about itself; JSON types only. `take_episodes` carries it over unchanged.
     Raises:
-        DataError: no episode has two transitions, or a transition is both terminal and time-out.
+        DataError: no episode has two transitions, a transition is both terminal and time-out, a flag is neither 0 nor
+            1, or an array does not hold numbers.
         ShapeError: lengths disagree or an array has the wrong number of axes.
         NonFiniteError: NaN or infinity in observations, actions or rewards.
     """
@@ -44,10 +45,8 @@ class Trajectories:
 
     def __post_init__(self) -> None:
         for attribute, axes in (("observations", 2), ("actions", 2), ("rewards", 1), ("terminals", 1), ("timeouts", 1)):
-            kind = np.bool_ if attribute in ("terminals", "timeouts") else np.float32
-            given = np.asarray(getattr(self, attribute))
-            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which is refused by name below
-                array = np.ascontiguousarray(given, dtype=kind)
+            flags = attribute in ("terminals", "timeouts")
+            array = _as_array(getattr(self, attribute), attribute, self.name, np.bool_ if flags else np.float32)
             if array.ndim != axes:
                 raise ShapeError(f"{self.name}: {attribute} has shape {array.shape}, expected {axes} axes")
             object.__setattr__(self, attribute, array)
@@ -93,12 +92,12 @@ class Trajectories:
     @property
     def observation_dim(self) -> int:
         """N."""
-        return self.observations.shape[1]
+        return int(self.observations.shape[1])
 
     @property
     def action_dim(self) -> int:
         """M."""
-        return self.actions.shape[1]
+        return int(self.actions.shape[1])
 
     @property
     def episode_ends(self) -> IntArray:
@@ -135,7 +134,13 @@ class Trajectories:
 
         Args:
             which: [n] int64, indices into the episodes; n >= 1.
+        Raises:
+            DataError: no episode was asked for, one that does not exist, or only episodes of one transition.
         """
+        which = np.asarray(which, dtype=np.int64).reshape(-1)
+        if not len(which) or which.min() < 0 or which.max() >= self.n_episodes:
+            asked = f"{which.min()} to {which.max()}" if len(which) else "none"
+            raise DataError(f"{self.name}: asked for episodes {asked}, there are 0 to {self.n_episodes - 1}")
         starts, ends = self.episode_starts, self.episode_ends
         rows = np.concatenate([np.arange(starts[i], ends[i]) for i in which])
         return Trajectories(
@@ -147,6 +152,20 @@ class Trajectories:
             name=self.name,
             metadata=self.metadata,
         )
+
+
+def _as_array(value: Any, attribute: str, name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Return a contiguous array of `dtype`; it shares memory with `value` where it can."""
+    try:
+        given = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ShapeError(f"{name}: {attribute} is not a rectangular array: {error}") from error
+    if given.dtype.kind not in "biuf":
+        raise DataError(f"{name}: {attribute} holds {given.dtype}, expected numbers")
+    if dtype is np.bool_ and given.dtype.kind != "b" and not ((given == 0) | (given == 1)).all():
+        raise DataError(f"{name}: {attribute} holds other numbers than 0 and 1")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which the finiteness check names
+        return np.ascontiguousarray(given, dtype=dtype)
 
 
 def _check_finite(array: FloatArray, attribute: str, name: str) -> None:
