@@ -1,0 +1,97 @@
+"""Named mixtures of the shipped behaviours: `hopper-medium-replay`, `halfcheetah-mixed`, ...
+
+The tiers are shaped like D4RL's, from this project's own, smaller policies; they are not D4RL's data, and their names
+end in `-tt` so that nobody takes one for the other. For research-grade sets, mix stronger policies by hand:
+
+    CollectConfig("Hopper-v4", ("trpo_hopper.npz:40,share=0.5", "tqc_hopper.zip,share=0.5"), transitions=1_000_000)
+"""
+
+from __future__ import annotations
+
+import re
+
+from ttengine.data.collect import CollectConfig
+from ttengine.data.policies import Behaviour
+from ttengine.data.policy_spec import BODIES, load_behaviour
+from ttengine.errors import DatasetNotFoundError
+
+TIER_MEANING: dict[str, str] = {
+    "random": "uniform actions",
+    "medium": "the snapshot whose return is nearest a third of the expert's",
+    "expert": "the snapshot with the best return",
+    "medium-expert": "half medium, half expert",
+    "medium-replay": "every snapshot from the start of training to the medium one, in equal shares",
+    "full-replay": "every snapshot of the training run, in equal shares",
+    "mixed": "deliberately mediocre: 15 % random, 25 % early, 40 % medium, 20 % good",
+}
+"""Tier -> what it is made of; shares count transitions."""
+
+RECIPES: tuple[str, ...] = tuple(f"{body}-{tier}" for body in BODIES for tier in TIER_MEANING)
+"""Every recipe's name."""
+
+
+def recipe_config(
+    recipe: str, transitions: int = 1_000_000, seed: int = 0, processes: int = 1, name: str | None = None
+) -> CollectConfig:
+    """Return the collection that makes a recipe's dataset.
+
+    Args:
+        recipe: one of RECIPES; the dataset's name, with `-tt` at the end, is also understood.
+        transitions: size of the set.
+        seed: of the collection.
+        processes: that roll out.
+        name: of the dataset; None: the recipe and `-tt`.
+    Raises:
+        DatasetNotFoundError: no such recipe.
+    """
+    recipe = recipe.removesuffix("-tt")
+    if recipe not in RECIPES:
+        raise DatasetNotFoundError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    body, tier = re.fullmatch(r"([^-]+)-(.+)", recipe).groups()  # type: ignore[union-attr]  # RECIPES have this form
+    behaviour = load_behaviour(body)
+    return CollectConfig(
+        behaviour.metadata["env_id"],
+        _policies(body, tier, behaviour),
+        transitions=transitions,
+        seed=seed,
+        processes=processes,
+        name=name or f"{recipe}-tt",
+    )
+
+
+def _policies(body: str, tier: str, behaviour: Behaviour) -> tuple[str, ...]:
+    """Return the mixture of a tier as policy texts; where two tiers are one snapshot, it takes both shares."""
+    medium, expert = behaviour.tier("medium"), behaviour.tier("expert")
+    replay = [steps for steps in behaviour.snapshots if tier == "full-replay" or steps <= medium]
+    parts: dict[str, list[tuple[str | int, float]]] = {
+        "random": [("random", 1.0)],
+        "medium": [(medium, 1.0)],
+        "expert": [(expert, 1.0)],
+        "medium-expert": [(medium, 0.5), (expert, 0.5)],
+        "medium-replay": [(steps, 1.0 / len(replay)) for steps in replay],
+        "full-replay": [(steps, 1.0 / len(replay)) for steps in replay],
+        "mixed": [("random", 0.15), (behaviour.tier("early"), 0.25), (medium, 0.4), (behaviour.tier("good"), 0.2)],
+    }
+    mixture: dict[str, float] = {}
+    for policy, share in parts[tier]:
+        name = policy if policy == "random" else f"{body}/{policy}"
+        mixture[str(name)] = mixture.get(str(name), 0.0) + share
+    return tuple(f"{name},share={share}" for name, share in mixture.items())
+
+
+def behaviours_table() -> str:
+    """Return the shipped behaviours as a Markdown table: algorithm, steps, returns by tier, command."""
+    head = "| body | environment | algorithm | steps | early | medium | good | expert | file |"
+    rows = [head, "|" + "---|" * (head.count("|") - 1)]
+    commands = []
+    for body in BODIES:
+        behaviour = load_behaviour(body)
+        about = behaviour.metadata
+        tiers = (behaviour.tier(tier) for tier in ("early", "medium", "good", "expert"))
+        returns = " | ".join(f"{behaviour.curve[steps]:.0f} at {steps:,}" for steps in tiers)
+        rows.append(
+            f"| {body} | {about['env_id']} | {about['algorithm']} | {about['total_steps']:,} | {returns} | "
+            f"`{body}.safetensors` |"
+        )
+        commands.append(about["command"])
+    return "\n".join([*rows, "", "The commands that made them:", "", "```", *commands, "```"])
