@@ -1,0 +1,76 @@
+# make demo     collect data, train, plan closed-loop; writes runs/demo
+# make test     everything that a change has to pass
+# make develop  switch .venv to an editable install
+# Each makes .venv when it is missing and installs pinned packages only when the pins changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := requirements/pinned.txt
+ROOT := $(CURDIR)
+CPP := $(wildcard csrc/*.h csrc/*.cpp tests/cpp/*.h tests/cpp/*.cpp)
+
+ifeq ($(shell uname -s),Linux)
+  export MUJOCO_GL ?= egl
+endif
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONPATH
+
+.DELETE_ON_ERROR:
+.PHONY: demo test develop install lint types cpp-tests python-tests clean
+
+demo: install
+	$(BIN)/ttengine demo --out runs/demo
+
+# one after the other, cheapest first, pytest's own summary last
+test:
+	$(MAKE) --no-print-directory install
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory cpp-tests
+	$(MAKE) --no-print-directory types
+	$(MAKE) --no-print-directory python-tests
+
+# --- set-up ---
+
+$(BIN)/python:
+	sh requirements/system.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.pinned: $(PINS) requirements/system.sh pyproject.toml | $(BIN)/python
+	sh requirements/system.sh $(BIN)/python
+	$(BIN)/pip install --quiet --requirement $(PINS)
+	touch $@
+
+# a wheel, not an editable install: what is run and tested is what a user gets
+install: $(VENV)/.pinned
+	rm -rf build/lib.* build/bdist.*  # setuptools would put files that are gone from the source into the wheel
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+
+develop: $(VENV)/.pinned
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+
+# --- checks ---
+
+lint: $(VENV)/.pinned
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+cpp-tests: $(VENV)/.pinned
+	$(BIN)/cmake --workflow --preset release
+	$(BIN)/cmake --workflow --preset asan-ubsan
+	$(BIN)/cmake --workflow --preset tsan
+
+# from an empty folder, so that the installed package is found and not the source beside this file
+types: install
+	empty=$$(mktemp -d) && cd $$empty && \
+	  $(ROOT)/$(BIN)/mypy --config-file $(ROOT)/pyproject.toml --cache-dir $(ROOT)/.mypy_cache --package ttengine; \
+	  status=$$?; rm -rf $$empty; exit $$status
+
+python-tests: install
+	empty=$$(mktemp -d) && cd $$empty && \
+	  TTENGINE_TEST_INSTALLED=1 $(ROOT)/$(BIN)/python -m pytest -c $(ROOT)/pyproject.toml $(ROOT)/tests; \
+	  status=$$?; rm -rf $$empty; exit $$status
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

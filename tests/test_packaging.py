@@ -1,0 +1,144 @@
+"""What is installed, what it asks for, and that the pins hold together."""
+
+from __future__ import annotations
+
+import ast
+import os
+import tomllib
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import ttengine
+import ttengine.kernels
+from ttengine import native
+
+installed_only = pytest.mark.skipif(
+    os.environ.get("TTENGINE_TEST_INSTALLED") != "1", reason="not the installed package (make test sets this up)"
+)
+
+
+@pytest.fixture(scope="module")
+def project(repository: Path) -> dict[str, Any]:
+    """The [project] table of pyproject.toml."""
+    return tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+
+
+def read_pins(path: Path) -> dict[str, Requirement]:
+    """Return the requirement on each line of a pin file by normalised name."""
+    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    requirements = [Requirement(line) for line in lines]
+    assert len(requirements) > 10
+    pins = {canonicalize_name(requirement.name): requirement for requirement in requirements}
+    assert len(pins) == len(requirements), f"{path.name} names a package twice"
+    return pins
+
+
+def asked_for(requirements: list[str]) -> list[Requirement]:
+    """Parse requirements, leaving out those on the project's own extras."""
+    return [r for r in map(Requirement, requirements) if r.name != "ttengine"]
+
+
+def test_core_dependencies_are_few(project: dict[str, Any]) -> None:
+    assert {Requirement(line).name for line in project["dependencies"]} == {
+        "torch",
+        "numpy",
+        "safetensors",
+        "tyro",
+        "rich",
+    }
+
+
+@pytest.mark.parametrize("name", ["pinned.txt", "optional.txt"])
+def test_pins_are_exact_and_fit_for_a_constraints_file(repository: Path, name: str) -> None:
+    for pin in read_pins(repository / "requirements" / name).values():
+        versions = list(pin.specifier)
+        assert len(versions) == 1 and versions[0].operator == "==", f"{pin} is not one exact version"
+        assert "+" not in versions[0].version, f"{pin} names a local build"
+        assert not pin.extras and not pin.url and not pin.marker, f"{pin} is more than a name and a version"
+
+
+def test_every_dependency_has_a_pin_that_satisfies_it(repository: Path, project: dict[str, Any]) -> None:
+    pinned = read_pins(repository / "requirements" / "pinned.txt")
+    optional = read_pins(repository / "requirements" / "optional.txt")
+    assert not pinned.keys() & optional.keys()
+    build = tomllib.loads((repository / "pyproject.toml").read_text())["build-system"]["requires"]
+    late = {extra: project["optional-dependencies"][extra] for extra in ("d4rl", "ray", "triton")}
+    early = [line for extra, lines in project["optional-dependencies"].items() if extra not in late for line in lines]
+    for requirement in asked_for([*project["dependencies"], *build, *early]):
+        pin = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(next(iter(pin.specifier)).version), f"{pin} is not {requirement}"
+    for requirement in asked_for([line for lines in late.values() for line in lines]):
+        pin = (pinned | optional)[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(next(iter(pin.specifier)).version), f"{pin} is not {requirement}"
+
+
+def test_extras_that_errors_name_exist(repository: Path, project: dict[str, Any]) -> None:
+    named = set()
+    for folder in ("ttengine", "kernels"):
+        for path in (repository / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "require":
+                    assert len(node.args) == 2 and isinstance(node.args[1], ast.Constant), f"{path.name}:{node.lineno}"
+                    named.add(node.args[1].value)
+    assert named, "no call of require() was found"
+    assert named <= set(project["optional-dependencies"])
+
+
+def test_the_extra_all_holds_every_extra_of_a_user(project: dict[str, Any]) -> None:
+    extras = project["optional-dependencies"]
+    (everything,) = map(Requirement, extras["all"])
+    assert everything.extras == set(extras) - {"all", "dev"}
+
+
+def test_the_installed_metadata_is_the_projects(project: dict[str, Any]) -> None:
+    installed = distribution("ttengine")
+    assert installed.version == project["version"]
+    assert set(installed.metadata.get_all("Provides-Extra") or []) == set(project["optional-dependencies"])
+    scripts = {point.name: point.value for point in installed.entry_points if point.group == "console_scripts"}
+    assert scripts == {"ttengine": "ttengine.cli:main"}
+    assert scripts["ttengine"].split(":")[0].split(".")[0] == project["name"]
+
+
+@installed_only
+def test_tests_run_against_the_installed_package_and_not_the_source(repository: Path) -> None:
+    for module in (ttengine, ttengine.kernels, native):
+        path = Path(str(module.__file__))
+        assert "site-packages" in path.parts
+        assert repository / "ttengine" not in path.parents
+        assert repository / "kernels" not in path.parents
+
+
+@installed_only
+def test_the_wheel_carries_every_source_and_data_file_and_the_core(repository: Path) -> None:
+    files = distribution("ttengine").files
+    assert files is not None
+    installed = {file.as_posix() for file in files if "__pycache__" not in file.parts}
+    expected = {p.relative_to(repository).as_posix() for p in (repository / "ttengine").rglob("*.py")}
+    expected |= {f"ttengine/{p.relative_to(repository).as_posix()}" for p in (repository / "kernels").rglob("*.py")}
+    expected |= {p.relative_to(repository).as_posix() for p in (repository / "ttengine").rglob("*.safetensors")}
+    expected |= {"ttengine/py.typed", "ttengine/_native.pyi"}
+    assert "ttengine/data/behaviours/hopper.safetensors" in expected
+    assert expected <= installed, f"missing in the wheel: {sorted(expected - installed)}"
+    assert [name for name in installed if name.startswith("ttengine/_native.") and name.endswith(".so")]
+    strangers = {name.split("/")[0] for name in installed} - {
+        "ttengine",
+        "..",
+        f"ttengine-{ttengine_version()}.dist-info",
+    }
+    assert not strangers, f"the wheel brings more than ttengine: {sorted(strangers)}"
+
+
+def ttengine_version() -> str:
+    """Return the installed version."""
+    return distribution("ttengine").version
+
+
+def test_no_build_file_asks_for_the_builders_own_processor(repository: Path) -> None:
+    for name in ("CMakeLists.txt", "CMakePresets.json", "setup.py", "Makefile"):
+        text = "\n".join(line for line in (repository / name).read_text().splitlines() if not line.startswith("#"))
+        assert "march=native" not in text and "mtune=native" not in text, name
