@@ -25,7 +25,7 @@ from ttengine.data.files import read_vector
 from ttengine.environments import make_environment
 from ttengine.errors import DataError, require
 
-gym = require("gym", "d4rl")
+gym: Any = require("gym", "d4rl")
 
 
 class D4RLEnv(gym.Env):  # type: ignore[misc]  # the old package has no types

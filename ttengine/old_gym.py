@@ -68,4 +68,4 @@ def _box(space: Any, name: str) -> gymnasium.spaces.Box:
     if not hasattr(space, "low") or not hasattr(space, "high"):
         raise ConfigError(f"{name} is {type(space).__name__}; only boxes of numbers can be planned for")
     dtype = space.dtype if np.issubdtype(space.dtype, np.floating) else np.float32
-    return gymnasium.spaces.Box(np.asarray(space.low), np.asarray(space.high), dtype=dtype)
+    return gymnasium.spaces.Box(np.asarray(space.low, dtype), np.asarray(space.high, dtype), dtype=dtype)

@@ -41,7 +41,7 @@ def fetch(url: str, path: Path) -> None:
             digest = _transfer(url, temporary)
         _sidecar(path).write_text(f"{digest}  {path.name}\n", encoding="ascii")
     except (_Refused, OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        reason = error.reason if type(error) is urllib.error.URLError else error
         raise DatasetNotFoundError(
             f"{path.name} is not here and could not be fetched from {url} ({reason or type(error).__name__}); fetch it "
             f"on a machine that can and put it at {path}, or set D4RL_DATASET_DIR to the folder it is in"

@@ -19,7 +19,14 @@ import numpy.typing as npt
 from ttengine.data.d4rl import with_notes
 from ttengine.data.preprocessing import kept_columns
 from ttengine.data.trajectories import FloatArray, Trajectories
-from ttengine.errors import DataError, DatasetNotFoundError, EnvironmentNotFoundError, ShapeError, require
+from ttengine.errors import (
+    DataError,
+    DatasetNotFoundError,
+    EnvironmentNotFoundError,
+    ShapeError,
+    TTEngineError,
+    require,
+)
 
 KEPT_METADATA = ("description", "algorithm_name", "minari_version", "ref_min_score", "ref_max_score", "total_episodes")
 OUR_METADATA = "ttengine"
@@ -78,7 +85,9 @@ def load_minari_folder(folder: Path, observation_columns: int | str | None = "au
     try:
         dataset = minari.MinariDataset(found[0])
         return _read(dataset, observation_columns)
-    except (OSError, AssertionError, KeyError, json.JSONDecodeError) as error:
+    except TTEngineError:
+        raise
+    except (OSError, AssertionError, KeyError, ValueError) as error:  # what Minari raises on damaged or foreign files
         raise DataError(f"{found[0].parent} is not a Minari dataset that can be read: {error!r}") from error
 
 
@@ -169,7 +178,7 @@ def save_minari(
         ShapeError: `final_observations` has not one row per episode.
     """
     minari, gymnasium = require("minari", "data"), require("gymnasium", "mujoco")
-    _check_new(dataset_id)
+    check_new_dataset(dataset_id)
     wanted = (trajectories.n_episodes, trajectories.observation_dim)
     if final_observations is not None and final_observations.shape != wanted:
         raise ShapeError(f"final_observations has shape {final_observations.shape}, expected {wanted}")
@@ -218,7 +227,8 @@ def _buffers(trajectories: Trajectories, final_observations: FloatArray | None) 
     return buffers
 
 
-def _check_new(dataset_id: str) -> None:
+def check_new_dataset(dataset_id: str) -> None:
+    """Raise DataError unless the id is well-formed and free; a writer calls it before it begins the work."""
     from minari.dataset.minari_dataset import parse_dataset_id
 
     try:
