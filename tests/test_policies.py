@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def make_policy(seed: int = 0, n: int = 5, width: int = 7, m: int = 3, **changes
         return (0.4 * rng.standard_normal(shape)).astype(np.float32)
 
     values: dict[str, object] = {
-        "weights": tuple(normal(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)),
+        "weights": tuple(normal(a, b) for a, b in pairwise(sizes)),
         "biases": tuple(normal(b) for b in sizes[1:]),
         "log_std": normal(m) - 3,
         "observation_mean": normal(n),

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ttengine.data.policies import ACTIVATIONS, Array, MLPPolicy
 from ttengine.errors import CheckpointError, ConfigError, ShapeError
@@ -92,6 +91,8 @@ def load_sb3_policy(
 
 
 def _read_zip(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    import torch  # here, not above: collecting processes that read no such file start seconds sooner
+
     try:
         with zipfile.ZipFile(path) as archive:
             data = json.loads(archive.read("data"))
@@ -199,7 +200,6 @@ KNOWN_CLASSES = frozenset(
         ("numpy.random._pcg64", "PCG64"),
         ("numpy.random.bit_generator", "SeedSequence"),
         ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
-        ("_codecs", "encode"),
         *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
         *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
     }
@@ -274,8 +274,6 @@ def _decode_array(record: Any) -> npt.NDArray[np.float64]:
         fortran = order == "F"
     else:
         _, shape, dtype, fortran, raw = record.state
-    if isinstance(raw, _Record):  # protocol 2 spells bytes as _codecs.encode(text, "latin1")
-        raw = raw.args[0].encode("latin1")
     kind = {"f8": np.float64, "f4": np.float32}[dtype.args[0]]
     values = np.frombuffer(raw, np.dtype(kind).newbyteorder(dtype.state[1]))
     return values.reshape(shape, order="F" if fortran else "C").astype(np.float64)
