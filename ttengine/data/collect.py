@@ -13,7 +13,7 @@ import multiprocessing
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ttengine.config import check_range
 from ttengine.data.policies import Array
 from ttengine.data.policy_spec import PolicySpec, load_policy
 from ttengine.data.rollout import Episode, Noise, action_bounds, roll_out
+from ttengine.data.schedule import Part, first_seed, split_collection
 from ttengine.data.trajectories import Trajectories
 from ttengine.errors import ConfigError, DataError
 
@@ -113,9 +114,16 @@ def _collect(config: CollectConfig, progress: bool) -> tuple[Trajectories, Array
     """Return the trajectories, and [episodes, N] what was seen after each episode's last action."""
     worker = _Worker(config)
     worker.check(config)
-    parts = _split(config)
-    bar = _Bar(sum(part.budget for part in parts), config) if progress else nullcontext()
-    executor: Any = _Inline(worker) if config.processes == 1 else _pool(config)
+    total = config.transitions or config.episodes or 0
+    shares = [spec.share for spec in config.mixture()]
+    parts = split_collection(shares, total, config.episodes is not None, config.max_episode_steps, config.seed)
+    bar = _Bar(total, config) if progress else nullcontext()
+    executor: Any = _Inline(worker)
+    if config.processes > 1:
+        worker.env.close()
+        # spawn: a forked copy of a process that runs Torch's threads or holds a rendering context may hang
+        context = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(config.processes, context, _start_worker, (config,))
     with bar as shown, executor:
         try:
             _run(executor, parts, config.processes, shown)
@@ -194,7 +202,7 @@ class _Worker:
         if config.episodes is not None and _time_limit(self.env, config) is None:
             raise ConfigError(f"{config.env_id} has no time limit; give max_episode_steps, or transitions not episodes")
         for policy in range(len(self.policies)):
-            self.run(policy, _first_seed(config), limit=1)
+            self.run(policy, first_seed(config.seed), limit=1)
 
     def run(self, policy: int, seed: int, limit: int) -> Episode:
         """Roll one episode out."""
@@ -213,12 +221,6 @@ def _start_worker(config: CollectConfig) -> None:
 def _run_in_worker(policy: int, seed: int, limit: int) -> Episode:
     assert _worker is not None  # the pool's initializer ran
     return _worker.run(policy, seed, limit)
-
-
-def _pool(config: CollectConfig) -> ProcessPoolExecutor:
-    # spawn: a forked copy of a process that runs Torch's threads or holds a rendering context may hang
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(config.processes, context, _start_worker, (config,))
 
 
 class _Inline(AbstractContextManager["_Inline"]):
@@ -240,90 +242,15 @@ class _Inline(AbstractContextManager["_Inline"]):
         self.worker.env.close()
 
 
-# --- which episodes ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Part:
-    """One policy's part of the collection."""
-
-    policy: int
-    budget: int
-    """transitions, or episodes if `count_episodes`"""
-    count_episodes: bool
-    limit: int
-    """longest possible episode"""
-    seeds: tuple[int, int]
-    """seed of episode k is seeds[0] + k * seeds[1]"""
-    submitted: int = 0
-    finished: dict[int, Episode] = field(default_factory=dict)
-    covered: int = 0
-
-    def finish(self, number: int, episode: Episode) -> None:
-        """Take an episode in."""
-        self.finished[number] = episode
-        self.covered += 1 if self.count_episodes else len(episode)
-
-    def wants_more(self) -> bool:
-        """Whether the episodes finished and under way are not expected to fill the budget."""
-        under_way = self.submitted - len(self.finished)
-        expected = 1.0 if self.count_episodes else self.covered / len(self.finished) if self.finished else self.limit
-        return self.covered + under_way * expected < self.budget
-
-    def episodes(self) -> list[Episode]:
-        """Return the episodes that fill the budget, in order, the last one cut to fit.
-
-        Episodes beyond, which several processes may have begun, are dropped: which of them exist depends on timing.
-        """
-        taken: list[Episode] = []
-        left = self.budget
-        for number in range(self.submitted):
-            episode = self.finished[number]
-            if left <= 0:
-                break
-            if not self.count_episodes and len(episode) > left:
-                episode = episode.cut(left)
-            taken.append(episode)
-            left -= 1 if self.count_episodes else len(episode)
-        return taken
-
-
 def _time_limit(env: Any, config: CollectConfig) -> int | None:
     limits = [config.max_episode_steps, env.spec.max_episode_steps if env.spec is not None else None]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _first_seed(config: CollectConfig) -> int:
-    """A 31-bit number: episodes of one collection count up from it, and old environments take no more than 32 bits."""
-    return int(np.random.SeedSequence(config.seed).generate_state(1)[0]) >> 1
-
-
-def _split(config: CollectConfig) -> list[_Part]:
-    """Divide the collection among the policies, whole units, by largest remainder."""
-    specs = config.mixture()
-    total = config.transitions if config.transitions is not None else config.episodes
-    assert total is not None  # CollectConfig checked it
-    exact = np.array([spec.share * total for spec in specs])
-    budgets = np.floor(exact + 1e-9).astype(int)
-    budgets[np.argsort(budgets - exact, kind="stable")[: total - budgets.sum()]] += 1
-    by_episodes = config.episodes is not None
-    return [
-        _Part(
-            policy,
-            int(budget),
-            by_episodes,
-            min(config.max_episode_steps or 2**62, 2**62 if by_episodes else int(budget)),
-            (_first_seed(config) + policy, len(specs)),
-        )
-        for policy, budget in enumerate(budgets)
-        if budget > 0
-    ]
-
-
-def _run(executor: Any, parts: list[_Part], processes: int, bar: _Bar | None) -> None:
+def _run(executor: Any, parts: list[Part], processes: int, bar: _Bar | None) -> None:
     """Keep the executor busy until every part's budget is filled."""
     slots = 1 if processes == 1 else 2 * processes  # a second episode waits for each process, so that none idles
-    under_way: dict[Future[Episode], tuple[_Part, int]] = {}
+    under_way: dict[Future[Episode], tuple[Part, int]] = {}
     while True:
         for part in parts:
             while len(under_way) < slots and part.wants_more():
@@ -351,7 +278,7 @@ def _join(config: CollectConfig, made: list[tuple[int, Episode]], facts: tuple[d
     timeouts = np.zeros(ends[-1] + 1, np.bool_)
     terminals[ends] = [episode.terminated for episode in episodes]
     timeouts[ends] = [not episode.terminated for episode in episodes]
-    settings = dataclasses.asdict(config)
+    settings = dataclasses.asdict(config) | {"policies": list(config.policies)}
     del settings["processes"]  # the data do not depend on it
     specs = config.mixture()
     metadata = {
