@@ -22,13 +22,9 @@ unexport PYTHONPATH
 demo: install
 	$(BIN)/ttengine demo --out runs/demo
 
-# one after the other, cheapest first, pytest's own summary last
-test:
-	$(MAKE) --no-print-directory install
-	$(MAKE) --no-print-directory lint
-	$(MAKE) --no-print-directory cpp-tests
-	$(MAKE) --no-print-directory types
-	$(MAKE) --no-print-directory python-tests
+# in this order, cheapest first and pytest's own summary last
+.NOTPARALLEL:
+test: install lint cpp-tests types python-tests
 
 # --- set-up ---
 
@@ -38,7 +34,7 @@ $(BIN)/python:
 
 $(VENV)/.pinned: $(PINS) requirements/system.sh pyproject.toml | $(BIN)/python
 	sh requirements/system.sh $(BIN)/python
-	$(BIN)/pip install --quiet --requirement $(PINS)
+	$(BIN)/pip install --requirement $(PINS)
 	touch $@
 
 # a wheel, not an editable install: what is run and tested is what a user gets

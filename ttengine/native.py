@@ -9,7 +9,8 @@ try:
 except ImportError as error:
     # no fallback: whoever asked for native code must not be served something slower without knowing
     raise EngineError(
-        f"the compiled core ttengine._native cannot be loaded ({error}); build it where setup.py lies: pip install ."
+        f"the compiled core ttengine._native cannot be loaded ({error}); build it where setup.py lies: pip install . "
+        "(pip install -e . when Python runs inside the repository, where it finds the source first)"
     ) from error
 
 __all__ = ["PagePool", "PagePoolError", "build_info"]
