@@ -50,6 +50,14 @@ class DeadlineExceeded(TTEngineError, TimeoutError):
     """A plan was not ready when its control period ended."""
 
 
+class CallOrderError(TTEngineError, RuntimeError):
+    """A controller's methods were called in an order that makes no sense."""
+
+
+class RenderError(TTEngineError, RuntimeError):
+    """A picture of the environment was asked for and cannot be made here."""
+
+
 class MissingExtraError(TTEngineError, ImportError):
     """An optional package is needed and not installed."""
 
