@@ -145,6 +145,13 @@ def test_maze2d_without_timeouts_is_cut_where_the_goal_changes(folder: Path) -> 
     assert not trajectories.terminals.any()
 
 
+def test_a_terminal_where_the_goal_changes_stays_a_terminal(folder: Path) -> None:
+    goals = np.repeat([[1.0, 1.0], [1.0, 3.0]], [100, 2400], axis=0)
+    write(folder, "maze2d-umaze-v1", timeouts=None, terminals=np.arange(2500) == 99, **{"infos/goal": goals})
+    trajectories = load_with_note("maze2d-umaze-v1", "infos/goal changes")
+    assert np.flatnonzero(trajectories.terminals).tolist() == [99]
+
+
 def test_maze2d_without_timeouts_or_goals_is_cut_at_the_time_limit(folder: Path) -> None:
     write(folder, "maze2d-umaze-v1", rows=1000, timeouts=None, terminals=np.arange(1000) == 349)
     trajectories = load_with_note("maze2d-umaze-v1", "time limit of 300 steps")

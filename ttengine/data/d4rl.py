@@ -28,7 +28,7 @@ from ttengine.errors import DatasetNotFoundError, DataWarning, ShapeError
 
 ACTION_LIMIT = 1.0
 """Every D4RL environment takes actions in [-1, 1]."""
-NOISE_ROWS = 20_000
+NOISE_ROWS = 5_000
 NOISE_RATIO = 0.8
 """Mean squared step over twice the variance: 1 for white noise, far below for a body that moves."""
 

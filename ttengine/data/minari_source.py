@@ -229,6 +229,7 @@ def _buffers(trajectories: Trajectories, final_observations: FloatArray | None) 
 
 def check_new_dataset(dataset_id: str) -> None:
     """Raise DataError unless the id is well-formed and free; a writer calls it before it begins the work."""
+    require("minari", "data")
     from minari.dataset.minari_dataset import parse_dataset_id
 
     try:
