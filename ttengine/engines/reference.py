@@ -95,6 +95,7 @@ class _Problem:
         """Decode one action, reward and value for each of `copies` copies of each row."""
         if self.planned.shape[1] == 0:  # the first round starts from one row, which stands for all W beams
             copies *= self.config.beam_width
+        self.next_logits()  # before copying: what the copies share is computed once
         self.select(torch.arange(len(self.tokens) * copies, device=self.tokens.device) // copies)
         self.decode(self.model.config.action_dim, self.config.action)
         reward = self.decode_number(self.edges[-2], self.config.reward)
@@ -103,13 +104,12 @@ class _Problem:
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in the given order, repeats allowed."""
-        logits = self.next_logits()  # before copying: what copies share is computed once
         assert self.cache is not None
         if self.config.context_kind == "rolling":
             self.cache.forget(self.out_of_sight() - self.cache.start)
         self.cache.select(rows)
         self.tokens, self.rewards, self.values = self.tokens[rows], self.rewards[rows], self.values[rows]
-        self.logits = logits[rows]
+        self.logits = None if self.logits is None else self.logits[rows]
 
     def decode(self, count: int, sampling: Sampling) -> None:
         """Draw the next `count` tokens of every row."""
@@ -180,10 +180,12 @@ class _Problem:
 
     def out_of_sight(self) -> int:
         """How many tokens on the left, always whole transitions, no longer count for the tokens to come."""
-        K, length = self.model.config.transition_dim, self.tokens.shape[1]
+        K = self.model.config.transition_dim
         if self.config.context_kind == "rolling":
-            return max(0, length // K - self.model.config.context) * K
-        excess = length - window_tokens(self.model.config, self.config)
+            assert self.cache is not None
+            upcoming = self.cache.start + self.cache.tokens  # the first token that has not passed through the model
+            return max(0, upcoming // K - self.model.config.context) * K
+        excess = self.tokens.shape[1] - window_tokens(self.model.config, self.config)
         return max(0, -(-excess // K)) * K
 
 
