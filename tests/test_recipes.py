@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -57,7 +59,9 @@ def test_an_unknown_recipe_is_refused_with_the_list() -> None:
         recipe_config("hopper-great")
 
 
-def test_the_table_lists_every_body_and_its_command() -> None:
+def test_the_documentation_shows_the_behaviours_that_are_shipped() -> None:
     table = behaviours_table()
     for body in BODIES:
         assert f"| {body} |" in table and load_behaviour(body).metadata["command"] in table
+    page = Path(__file__).parents[1] / "docs" / "behaviours.md"
+    assert table in page.read_text(), "run python -m ttengine.data.train_behaviours --table, and put it on the page"

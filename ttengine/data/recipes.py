@@ -80,18 +80,19 @@ def _policies(body: str, tier: str, behaviour: Behaviour) -> tuple[str, ...]:
 
 
 def behaviours_table() -> str:
-    """Return the shipped behaviours as a Markdown table: algorithm, steps, returns by tier, command."""
-    head = "| body | environment | algorithm | steps | early | medium | good | expert | file |"
+    """Return the shipped behaviours as a Markdown table, and the commands that made them.
+
+    A tier's cell is the mean return of its sampled snapshot over the training run's evaluation, and the steps trained.
+    """
+    head = "| body | environment | algorithm | steps | start | early | medium | good | expert |"
     rows = [head, "|" + "---|" * (head.count("|") - 1)]
     commands = []
     for body in BODIES:
         behaviour = load_behaviour(body)
         about = behaviour.metadata
-        tiers = (behaviour.tier(tier) for tier in ("early", "medium", "good", "expert"))
-        returns = " | ".join(f"{behaviour.curve[steps]:.0f} at {steps:,}" for steps in tiers)
-        rows.append(
-            f"| {body} | {about['env_id']} | {about['algorithm']} | {about['total_steps']:,} | {returns} | "
-            f"`{body}.safetensors` |"
-        )
+        steps = [0, *(behaviour.tier(tier) for tier in ("early", "medium", "good", "expert"))]
+        cells = (body, about["env_id"], about["algorithm"], f"{about['total_steps']:,}")
+        returns = (f"{behaviour.curve[each]:,.0f} at {each:,}" for each in steps)
+        rows.append(f"| {' | '.join((*cells, *returns))} |")
         commands.append(about["command"])
-    return "\n".join([*rows, "", "The commands that made them:", "", "```", *commands, "```"])
+    return "\n".join([*rows, "", "```", *commands, "```"])

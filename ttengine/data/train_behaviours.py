@@ -70,13 +70,14 @@ ENVIRONMENTS = 2
 def extract_policy(model: BaseAlgorithm, normalise: VecNormalize) -> MLPPolicy:
     """Copy a Stable-Baselines3 actor and its observation statistics into an MLPPolicy."""
     state = {name: tensor.numpy().copy() for name, tensor in model.policy.state_dict().items()}
+    statistics: Any = normalise.obs_rms  # typed as a dict, which it is only for dict observations
     layers = [f"mlp_extractor.policy_net.{i}" for i in (0, 2)] + ["action_net"]
     return MLPPolicy(
         tuple(state[f"{name}.weight"].T.copy() for name in layers),
         tuple(state[f"{name}.bias"] for name in layers),
         state["log_std"],
-        normalise.obs_rms.mean.astype(np.float32),
-        np.sqrt(normalise.obs_rms.var + normalise.epsilon).astype(np.float32),
+        statistics.mean.astype(np.float32),
+        np.sqrt(statistics.var + normalise.epsilon).astype(np.float32),
     )
 
 
