@@ -44,6 +44,13 @@ TEST(a_shared_page_lives_until_its_last_release) {
   CHECK(pool.live() == 0 && pool.references(page) == 0);
 }
 
+TEST(the_peak_stays_when_pages_go) {
+  PagePool pool(5, 1);
+  for (const auto page : pool.acquire(3)) CHECK(pool.release(page));
+  pool.acquire();
+  CHECK(pool.live() == 1 && pool.peak() == 3);
+}
+
 TEST(a_page_released_twice_is_an_error_and_enters_the_free_list_once) {
   PagePool pool(2, 1);
   const auto page = pool.acquire();
