@@ -79,11 +79,38 @@ def _policies(body: str, tier: str, behaviour: Behaviour) -> tuple[str, ...]:
     return tuple(f"{name},share={share}" for name, share in mixture.items())
 
 
-def behaviours_table() -> str:
-    """Return the shipped behaviours as a Markdown table, and the commands that made them.
+PAGE = """# Shipped behaviours
 
-    A tier's cell is the mean return of its sampled snapshot over the training run's evaluation, and the steps trained.
-    """
+Small policies (two hidden layers of 64) met along one training run each, trained by this project with
+Stable-Baselines3. `ttengine collect` rolls them out: by name (`hopper/medium`, `hopper/401408`) or in a recipe
+(`hopper-medium-replay`). The sets they make are shaped like D4RL's tiers; they are not D4RL's data.
+
+Each cell is the mean return of 5 sampled episodes during training, and the environment steps trained until then. The
+expert is the best of ten such means, so a long rollout of it comes out somewhat lower; the metadata of a collected set
+has the returns of its own episodes. `early`, `medium` and `good` are the snapshots nearest to a sixth, a third and two
+thirds of the expert's return.
+
+{table}
+
+Each file in `ttengine/data/behaviours` holds ten snapshots (under 300 kB), the hyperparameters, the versions and the
+whole learning curve. They were made by
+
+```
+{commands}
+```
+
+and this page by `python -m ttengine.data.train_behaviours --page`.
+
+## Recipes
+
+A recipe's name is a body and a tier, such as `{example}`; shares count transitions.
+
+{recipes}
+"""
+
+
+def behaviours_page() -> str:
+    """Return docs/behaviours.md, written from the shipped files."""
     head = "| body | environment | algorithm | steps | start | early | medium | good | expert |"
     rows = [head, "|" + "---|" * (head.count("|") - 1)]
     commands = []
@@ -95,4 +122,7 @@ def behaviours_table() -> str:
         returns = (f"{behaviour.curve[each]:,.0f} at {each:,}" for each in steps)
         rows.append(f"| {' | '.join((*cells, *returns))} |")
         commands.append(about["command"])
-    return "\n".join([*rows, "", "```", *commands, "```"])
+    recipes = ["| tier | what it is |", "|---|---|", *(f"| {tier} | {what} |" for tier, what in TIER_MEANING.items())]
+    return PAGE.format(
+        table="\n".join(rows), commands="\n".join(commands), recipes="\n".join(recipes), example=RECIPES[-1]
+    )

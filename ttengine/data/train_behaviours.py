@@ -1,11 +1,11 @@
 """Train the behaviour policies that the collection recipes use, with Stable-Baselines3.
 
     python -m ttengine.data.train_behaviours HalfCheetah-v4
-    python -m ttengine.data.train_behaviours --table
+    python -m ttengine.data.train_behaviours --page
 
 The first line writes `ttengine/data/behaviours/halfcheetah.safetensors`: ten policies met along one run, the
 hyperparameters, the versions and the learning curve. The shipped files were made by it; it needs the `policies` and
-`mujoco` extras. The second prints what is shipped as a table.
+`mujoco` extras. The second prints docs/behaviours.md, which shows what is shipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from ttengine.data.policies import Behaviour, MLPPolicy
-from ttengine.data.recipes import behaviours_table
+from ttengine.data.recipes import behaviours_page
 
 TRPO_SETTINGS: dict[str, Any] = {
     "n_steps": 1024,
@@ -152,16 +152,16 @@ def main() -> int:
     """Parse the command line, train, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env_id", nargs="?", choices=sorted(RUNS))
-    parser.add_argument("--table", action="store_true", help="print the shipped behaviours as Markdown and stop")
+    parser.add_argument("--page", action="store_true", help="print docs/behaviours.md and stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=None, help="environment steps (default: the shipped run's)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "behaviours")
     arguments = parser.parse_args()
-    if arguments.table:
-        print(behaviours_table())
+    if arguments.page:
+        print(behaviours_page(), end="")
         return 0
     if arguments.env_id is None:
-        parser.error(f"name an environment ({', '.join(sorted(RUNS))}) or ask for the --table")
+        parser.error(f"name an environment ({', '.join(sorted(RUNS))}) or ask for the --page")
     torch.set_num_threads(1)  # two 64-wide layers: threads cost more than they bring
     steps = arguments.steps or RUNS[arguments.env_id][2]
     behaviour = train_behaviour(arguments.env_id, arguments.seed, steps)
