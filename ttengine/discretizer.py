@@ -13,6 +13,7 @@ from torch import Tensor
 from ttengine.errors import ConfigError, DataError, NonFiniteError, ShapeError
 
 Binning = Literal["uniform", "quantile"]
+FloatArray = npt.NDArray[np.float32]
 
 ENCODE_ROWS = 65_536
 """Rows encoded at a time, so that a long dataset needs little memory beside its tokens."""
@@ -101,7 +102,7 @@ class Discretizer:
         column = torch.arange(tokens.shape[-1], device=tokens.device)
         return (edges[column, index] + edges[column, index + 1]) / 2
 
-    def encode_dataset(self, columns: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
+    def encode_dataset(self, columns: FloatArray) -> npt.NDArray[np.int16]:
         """Encode whole transitions [L, K] float32 to tokens [L, K] int16, a slice of rows at a time."""
         tokens = np.empty(columns.shape, np.int16)
         for start in range(0, len(columns), ENCODE_ROWS):
@@ -118,7 +119,7 @@ class Discretizer:
 
 
 def fit_discretizer(
-    columns: npt.NDArray[np.float32], n_bins: int = 100, binning: Binning = "quantile", as_released: bool = False
+    columns: FloatArray, n_bins: int = 100, binning: Binning = "quantile", as_released: bool = False
 ) -> Discretizer:
     """Fit bin edges to each column.
 
@@ -142,44 +143,38 @@ def fit_discretizer(
         raise ConfigError(f"n_bins is {n_bins}, allowed is 2 to 1024")
     if binning not in ("uniform", "quantile"):
         raise ConfigError(f"binning is {binning!r}, allowed are uniform, quantile")
-    rule = {
-        ("uniform", False): _uniform_edges,
-        ("uniform", True): _released_uniform_edges,
-        ("quantile", False): _quantile_edges,
-        ("quantile", True): _released_quantile_edges,
-    }[binning, as_released]
-    edges = np.empty((columns.shape[1], n_bins + 1), np.float32)
-    for index in range(columns.shape[1]):  # a column at a time: sorting a copy of the whole would double the memory
-        column = np.asarray(columns[:, index], np.float32)
-        if not np.isfinite(column).all():
+    for index in range(columns.shape[1]):  # a column at a time: a mask of the whole would be another copy
+        if not np.isfinite(columns[:, index]).all():
             raise NonFiniteError(f"column {index} holds NaN or infinity; repair the data before fitting")
-        edges[index] = rule(column, n_bins)
+    if binning == "uniform":
+        edges = _uniform_edges(columns, n_bins, as_released)
+    else:
+        rule = _released_quantile_edges if as_released else _quantile_edges
+        edges = np.stack([rule(np.sort(columns[:, index]), n_bins) for index in range(columns.shape[1])])
     return Discretizer(torch.from_numpy(edges), last_duplicate=as_released)
 
 
-def _uniform_edges(column: npt.NDArray[np.float32], n_bins: int) -> npt.NDArray[np.float32]:
-    return np.linspace(float(column.min()), float(column.max()), n_bins + 1).astype(np.float32)
+def _uniform_edges(columns: FloatArray, n_bins: int, as_released: bool) -> FloatArray:
+    precision = np.float32 if as_released else np.float64  # there, whatever the data came in
+    low, high = columns.min(axis=0).astype(precision), columns.max(axis=0).astype(precision)
+    return np.linspace(low, high, n_bins + 1).T.astype(np.float32)
 
 
-def _released_uniform_edges(column: npt.NDArray[np.float32], n_bins: int) -> npt.NDArray[np.float32]:
-    return np.linspace(column.min(), column.max(), n_bins + 1)  # in float32, as there
-
-
-def _quantile_edges(column: npt.NDArray[np.float32], n_bins: int) -> npt.NDArray[np.float32]:
-    position = np.linspace(0.0, len(column) - 1, n_bins + 1)
+def _quantile_edges(ascending: FloatArray, n_bins: int) -> FloatArray:
+    position = np.linspace(0.0, len(ascending) - 1, n_bins + 1)
     low = np.floor(position).astype(np.int64)
-    high = np.minimum(low + 1, len(column) - 1)
-    ascending = np.sort(column).astype(np.float64)
-    edges = ascending[low] + (position - low) * (ascending[high] - ascending[low])
+    high = np.minimum(low + 1, len(ascending) - 1)
+    below, above = ascending[low].astype(np.float64), ascending[high].astype(np.float64)
+    edges = below + (position - low) * (above - below)
     return np.maximum.accumulate(edges.astype(np.float32))
 
 
-def _released_quantile_edges(column: npt.NDArray[np.float32], n_bins: int) -> npt.NDArray[np.float32]:
-    step = -(-len(column) // n_bins)
-    edges = np.append(np.sort(column)[::step], column.max())
+def _released_quantile_edges(ascending: FloatArray, n_bins: int) -> FloatArray:
+    step = -(-len(ascending) // n_bins)
+    edges = np.append(ascending[::step], ascending[-1])
     if len(edges) != n_bins + 1:
         raise DataError(
-            f"the released code makes {len(edges)} edges from {len(column)} transitions where {n_bins + 1} are needed; "
+            f"the released code makes {len(edges)} edges from {len(ascending)} transitions where {n_bins + 1} are needed; "
             "use as_released=False"
         )
     return edges
