@@ -17,8 +17,8 @@ LAYERS = [
         "kernels model checkpoint importers context native _native",
         "engines objectives",
         "planner",
-        "controller data environments old_gym d4rl_gym training training_loop training_log training_state optimisation",
-        "evaluation experiments viz demo cli",
+        "controller closed_loop data environments old_gym d4rl_gym training training_loop training_log training_state optimisation",
+        "evaluation evaluation_bar experiments viz demo cli",
         "__init__ __main__",
     )
 ]
