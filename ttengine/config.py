@@ -109,7 +109,7 @@ class DataConfig:
     binning: Binning = "quantile"
     """equal-count or equal-width bins"""
     max_episode_steps: int = 1000
-    """positions past this length are padded but not trained on"""
+    """the environment's time limit: padding at or past it is not trained on, as an episode that long was cut"""
     validation_share: float = 0.05
     """share of whole episodes held out"""
 
@@ -159,7 +159,9 @@ class TrainConfig:
     validation_batches: int = 20
     """at most so many batches a validation"""
     save_every_s: float = 60.0
-    """seconds between resume files"""
+    """seconds between saves (with several processes, taken at the next row of the CSV)"""
+    save_every: int | None = None
+    """optimiser steps between saves, besides the clock"""
 
     def __post_init__(self) -> None:
         check_range(self, "batch_size", 1, 10**6)
@@ -178,7 +180,10 @@ class TrainConfig:
         check_choice(self, "precision", ("no", "bf16", "fp16"))
         for name in ("log_every", "validate_every", "validation_batches"):
             check_range(self, name, 1, 10**9)
+        if self.save_every is not None:
+            check_range(self, "save_every", 1, 10**9)
         check_range(self, "save_every_s", 0.0, 1e9)
+        check_range(self, "seed", 0, 2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -279,7 +284,8 @@ PLAN_PRESETS: dict[str, PlanConfig] = {
         objective="likelihood", action=EVERY_TOKEN, reward=EVERY_TOKEN, value=EVERY_TOKEN, observation=EVERY_TOKEN
     ),
 }
-"""Released planner settings; the longest name that a dataset's begins with counts; one that is not listed takes `default` (hopper, walker2d-medium, ant-medium-expert).
+"""Released planner settings; the longest name that a dataset's begins with counts; one that is not listed takes
+`default` (hopper, walker2d-medium, ant-medium-expert).
 
 `likelihood` is the plain beam search for imitation and goals, over all tokens."""
 
