@@ -198,7 +198,7 @@ def test_a_goal_reaches_the_planner() -> None:
 
 
 def test_observations_are_cropped_as_the_training_data_was() -> None:
-    planner = Planner(tiny_checkpoint(observation_columns=3), FAST)
+    planner = Planner(tiny_checkpoint(dataset_metadata={"observation_columns": 3}), FAST)
     whole = np.concatenate([OBSERVATIONS[0], [5.0, 5.0]])
     np.testing.assert_array_equal(Controller(planner).act(whole), Controller(planner).act(OBSERVATIONS[0]))
 

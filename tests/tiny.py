@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -21,7 +24,7 @@ def tiny_checkpoint(
     action_dim: int = PENDULUM[1],
     dataset: str = "pendulum-tiny",
     seed: int = 0,
-    **provenance: object,
+    dataset_metadata: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Return an untrained model with a discretizer that covers [-8, 8]; weights large enough that plans differ."""
     torch.manual_seed(seed)
@@ -31,4 +34,4 @@ def tiny_checkpoint(
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     columns = np.random.default_rng(seed).uniform(-8, 8, (400, config.transition_dim)).astype(np.float32)
-    return Checkpoint(model.eval(), fit_discretizer(columns, 12, "uniform"), DataConfig(), dataset, provenance)
+    return Checkpoint(model.eval(), fit_discretizer(columns, 12, "uniform"), DataConfig(), dataset, {"dataset": dict(dataset_metadata or {})})

@@ -85,7 +85,7 @@ class Controller:
         self.latencies_s: list[float] = []
         self.missed_deadlines = 0
         self._bounds = None if bounds is None else self._check_bounds(bounds)
-        self._columns = planner.checkpoint.provenance.get("observation_columns")
+        self._columns = planner.checkpoint.provenance.get("dataset", {}).get("observation_columns")
         self.reset(seed)
 
     def reset(self, seed: int | None = None) -> None:
@@ -107,7 +107,8 @@ class Controller:
 
         Raises:
             CallOrderError: the last action's reward has not been observed.
-            DeadlineExceeded: only with `on_deadline="raise"`; the late plan is in `plan`, its action counts as executed.
+            DeadlineExceeded: only with `on_deadline="raise"`; the late plan is in `plan`, and its action counts as
+                executed.
             ShapeError, NonFiniteError: the observation does not fit the model.
         """
         return act_together([self], [observation])[0]
@@ -225,8 +226,8 @@ def act_together(controllers: Sequence[Controller], observations: Sequence[npt.A
         if controller.on_deadline == "raise":
             raise DeadlineExceeded(
                 f"the plan took {controller.latencies_s[-1] * 1e3:.1f} ms, the deadline is "
-                f"{(controller.deadline_s or 0.0) * 1e3:.1f} ms; plan with a smaller beam, a shorter horizon, or a faster "
-                "engine"
+                f"{(controller.deadline_s or 0.0) * 1e3:.1f} ms; plan with a smaller beam, a shorter horizon, or a "
+                "faster engine"
             )
     return actions
 

@@ -1,0 +1,1 @@
+"""Pictures: plots with matplotlib, videos with imageio."""
