@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttengine.config import ModelConfig
+from ttengine.dropout import attention, dropout
 from ttengine.errors import ShapeError
 
 NORM_EPS = 1e-5
@@ -119,10 +120,10 @@ class Block(nn.Module):
         if cache is not None:
             key, value = cache.append(layer, key, value)
         rate = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=rate)
-        x = x + F.dropout(self.projection(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        mixed = attention(query, key, value, visible, rate)
+        x = x + dropout(self.projection(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
         hidden = F.gelu(self.mlp_in(self.mlp_norm(x)))
-        return x + F.dropout(self.mlp_out(hidden), self.dropout, self.training)
+        return x + dropout(self.mlp_out(hidden), self.dropout, self.training)
 
 
 class Rotation:
@@ -214,7 +215,7 @@ class TrajectoryTransformer(nn.Module):
             assert goal is not None
             offsets = torch.arange(goals, device=goal.device) * self.config.n_bins
             x = torch.cat([self.goal_embedding(goal + offsets), x], dim=1)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = dropout(x, self.config.dropout, self.training)
         turn = None
         if self.config.positions == "rotary":
             origin = cache.start if cache is not None else 0
