@@ -14,15 +14,15 @@ LAYERS = [
     layer.split()
     for layer in (
         "errors config discretizer",
-        "kernels model checkpoint importers context native _native",
+        "kernels model dropout checkpoint importers context native _native",
         "engines objectives",
         "planner",
-        "controller closed_loop data environments old_gym d4rl_gym training training_loop training_log training_state optimisation",
-        "evaluation evaluation_bar experiments viz demo cli",
+        "controller closed_loop data environments old_gym d4rl_gym training optimisation",
+        "evaluation experiments viz demo cli",
         "__init__ __main__",
     )
 ]
-"""From the bottom up: a module imports its own layer and those below it."""
+"""From the bottom up: a module imports its own layer and those below it; `training` stands for `training_loop` too."""
 
 LEAVES = {"errors": set(), "config": {"errors"}, "discretizer": {"errors"}, "kernels": {"kernels"}}
 """Modules that may import nothing of the package but these."""
@@ -41,12 +41,12 @@ NOT_LIBRARY = {"tests", "bench", "examples", "conftest"}
 HEADER_BAN = re.compile(r'#\s*include\s*[<"](pybind11/|Python\.h|torch/|ATen/|c10/)')
 
 
-def layer_of(unit: str) -> int:
-    """Return the layer of a top-level unit of the package; one that no layer names is an error."""
+def find_layer(unit: str) -> int | None:
+    """Return the layer of a top-level unit of the package, or None when no layer names it."""
     for layer, units in enumerate(LAYERS):
-        if unit in units:
+        if unit in units or any(unit.startswith(f"{family}_") for family in units):
             return layer
-    raise AssertionError(f"ttengine.{unit} stands in no layer; add it to LAYERS where DESIGN draws it")
+    return None
 
 
 def imported_names(tree: ast.AST, module: str) -> Iterator[str]:
@@ -65,7 +65,8 @@ def violations(module: str, source: str) -> list[str]:
     """Return what is wrong with the imports of one library file, as sentences."""
     tree = ast.parse(source)
     unit = module.split(".")[1] if "." in module else "__init__"
-    layer = layer_of(unit)
+    layer = find_layer(unit)
+    assert layer is not None, f"ttengine.{unit} stands in no layer; add it to LAYERS where DESIGN draws it"
     found = []
     for name in imported_names(tree, module):
         root, *rest = name.split(".")
@@ -73,10 +74,13 @@ def violations(module: str, source: str) -> list[str]:
             found.append(f"{module} imports {name}, which is no library code")
         if root != "ttengine" or not rest:
             continue
-        target = rest[0] if any(rest[0] in units for units in LAYERS) else "__init__"
-        if layer_of(target) > layer:
+        target = rest[0]
+        target_layer = find_layer(target)
+        if target_layer is None:  # not a module but one of the public names, which only the top has
+            target_layer = len(LAYERS) - 1
+        if target_layer > layer:
             found.append(f"{module} imports {name}, which lies above it")
-        if unit in LEAVES and target not in LEAVES[unit] | {unit}:
+        elif unit in LEAVES and target not in LEAVES[unit] | {unit}:
             found.append(f"{module} is a leaf and imports {name}")
     return found
 
@@ -143,6 +147,7 @@ def test_headers_of_the_core_know_neither_python_nor_torch(repository: Path) -> 
         ("ttengine.planner", "import ttengine.cli", "lies above it"),
         ("ttengine.planner", "from ttengine import load", "lies above it"),
         ("ttengine.planner", "from .training import train", "lies above it"),
+        ("ttengine.planner", "from ttengine.training_loop import run", "lies above it"),
         ("ttengine.engines.reference", "from ..planner import Planner", "lies above it"),
         ("ttengine.model", "def f():\n    from ttengine.planner import Planner", "lies above it"),
         ("ttengine.model", "if TYPE_CHECKING:\n    from ttengine.engines import Engine", "lies above it"),
@@ -153,9 +158,8 @@ def test_headers_of_the_core_know_neither_python_nor_torch(repository: Path) -> 
     ],
 )
 def test_a_made_up_violation_is_found(module: str, source: str, complaint: str) -> None:
-    found = violations(module, source)
-    assert len(found) == 1 or complaint == "is a leaf"
-    assert any(complaint in line for line in found)
+    (found,) = violations(module, source)
+    assert complaint in found
 
 
 @pytest.mark.parametrize(
@@ -164,6 +168,8 @@ def test_a_made_up_violation_is_found(module: str, source: str, complaint: str) 
         ("ttengine.cli", "from ttengine.evaluation import evaluate\nfrom ttengine.data.load import load_dataset"),
         ("ttengine.engines.reference", "from .protocol import Engine\nfrom ttengine.kernels import reference"),
         ("ttengine.__init__", "from ttengine.planner import Planner"),
+        ("ttengine.__main__", "from ttengine import load"),
+        ("ttengine.training", "from ttengine.training_loop import run"),
         ("ttengine.discretizer", "import numpy\nfrom ttengine.errors import DataError"),
     ],
 )

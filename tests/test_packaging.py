@@ -67,7 +67,7 @@ def test_every_dependency_has_a_pin_that_satisfies_it(repository: Path, project:
     optional = read_pins(repository / "requirements" / "optional.txt")
     assert not pinned.keys() & optional.keys()
     build = tomllib.loads((repository / "pyproject.toml").read_text())["build-system"]["requires"]
-    late = {extra: project["optional-dependencies"][extra] for extra in ("d4rl", "ray", "triton")}
+    late = {extra: project["optional-dependencies"][extra] for extra in ("ray", "triton")}
     early = [line for extra, lines in project["optional-dependencies"].items() if extra not in late for line in lines]
     for requirement in asked_for([*project["dependencies"], *build, *early]):
         pin = pinned[canonicalize_name(requirement.name)]
