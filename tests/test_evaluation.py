@@ -196,7 +196,7 @@ def test_the_environment_comes_from_the_data() -> None:
 
 def foresight() -> Foresight:
     observations = np.arange(10, dtype=np.float32).reshape(5, 2) * [1, 0]
-    predicted = np.stack([observations[:3], np.full((3, 2), np.nan, np.float32), observations[2:] + [0.5, 0]])
+    predicted = np.stack([observations[:3], np.full((3, 2), np.nan, np.float32), observations[2:] + np.array([0.5, 0])])
     predicted[1, 0] = observations[1]
     return Foresight(observations.astype(np.float32), np.zeros(4, np.float32), np.array([0, 1, 2]), predicted)
 

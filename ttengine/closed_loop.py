@@ -63,8 +63,16 @@ class Foresight:
         return times[known], predicted[known]
 
     def error(self, steps: int) -> float:
-        """Return the root mean square error `steps` ahead, in standard deviations of each dimension; NaN for no plan."""
+        """Return the root mean square error `steps` ahead, in each dimension's standard deviations; NaN for no plan."""
         times, predicted = self.ahead(steps)
+        return self._error(times, predicted)
+
+    def standstill_error(self, steps: int) -> float:
+        """Return the error of predicting that nothing moves for `steps` steps, measured like `error`."""
+        times, _ = self.ahead(steps)
+        return self._error(times, self.observations[times - steps])
+
+    def _error(self, times: IntArray, predicted: FloatArray) -> float:
         if not len(times):
             return float("nan")
         spread = self.observations.std(axis=0)
@@ -254,7 +262,9 @@ def check_environment(env: Any, planner: Planner, max_steps: int | None) -> tupl
     for name in ("observation_space", "action_space"):
         shape = getattr(getattr(env, name), "shape", None)
         if not hasattr(getattr(env, name), "low") or shape is None or len(shape) != 1:
-            raise ConfigError(f"the environment's {name} is {getattr(env, name)}; only a flat box of numbers can be used")
+            raise ConfigError(
+                f"the environment's {name} is {getattr(env, name)}; only a flat box of numbers can be used"
+            )
     spec = getattr(env, "spec", None)
     if max_steps is None and getattr(spec, "max_episode_steps", None) is None:
         raise ConfigError("the environment has no time limit, so an episode might never end; give max_steps")

@@ -37,7 +37,7 @@ from ttengine.planner import Planner
 from ttengine.viz.videos import Video, check_rendering, check_video_path
 
 Environment = str | Callable[[], Any]
-"""A Gymnasium id, or a function that makes an environment (Gymnasium's or old Gym's; one that renders arrays, for videos)."""
+"""A Gymnasium id, or a function that makes an environment (of Gymnasium or old Gym); for videos it renders arrays."""
 
 POLL_S = 0.25
 
@@ -52,7 +52,7 @@ class EvaluateConfig:
     max_steps: int | None = None
     """longest episode, beside the environment's own limit"""
     batch: int = 1
-    """episodes that one process runs side by side, planned for in one call; the latency is then that of the whole call"""
+    """episodes that one process runs side by side, planned for in one call, whose latency is then the whole call's"""
     workers: int = 1
     """processes; with more than one, each computes with one thread"""
     deadline_s: float | None = None
@@ -348,8 +348,8 @@ def _run_in_processes(setup: _Setup, groups: list[range], bar: EvaluationBar) ->
         pickle.dumps((setup.environment, setup.objective))
     except Exception as error:  # pickle raises what the object's own code raises
         raise ConfigError(
-            "with several workers the environment and the objective must be importable: a Gymnasium id, or functions at "
-            f"the top of a module ({error})"
+            "with several workers the environment and the objective must be importable: a Gymnasium id, or functions "
+            f"at the top of a module ({error})"
         ) from error
     context = multiprocessing.get_context("spawn")  # a forked copy of a process that runs Torch's threads may hang
     queue = context.SimpleQueue()

@@ -142,7 +142,9 @@ def check_rendering(make: Callable[[], Any]) -> None:
     """
     env = make()
     try:
-        if type(env.unwrapped).__module__.startswith("gymnasium.envs.mujoco") or hasattr(env.unwrapped, "mujoco_renderer"):
+        if type(env.unwrapped).__module__.startswith("gymnasium.envs.mujoco") or hasattr(
+            env.unwrapped, "mujoco_renderer"
+        ):
             choose_renderer()
         env.reset(seed=0)
         frame = env.render()
