@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 65_536
-"""A rate is rounded to the nearest multiple of 1 / LEVELS; what is kept is scaled by the rounded rate, so means stay."""
+"""A rate is rounded to a multiple of 1 / LEVELS; what is kept is scaled by the rounded rate, so means stay."""
 SEQUENCES_AT_A_TIME = 4
 
 

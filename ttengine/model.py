@@ -4,7 +4,7 @@ A trajectory is a row of tokens, K a transition: N observation, M action, one re
 token from those before it. Three things set it apart from a plain GPT:
 
 * every position of the transition has token embeddings and an output head of its own;
-* no token attends to a value token (it would leak the future); only the value token's own successor is predicted from it;
+* no token attends to a value token, which knows the future: it influences only the prediction of its own successor;
 * with `positions="rotary"` a token sees its own and the previous `context` transitions and nothing else, at every
   depth, so that cached keys and values stay valid while the context slides.
 

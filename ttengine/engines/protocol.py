@@ -60,7 +60,7 @@ class Candidates:
 
     @classmethod
     def from_tokens(cls, tokens: Tensor, observation: Tensor, discretizer: Discretizer, action_dim: int) -> Candidates:
-        """Read rewards and values off the tokens themselves, as mid-points of their bins. Arguments as the attributes."""
+        """Read rewards and values off the tokens themselves, as mid-points of bins; arguments as the attributes."""
         K = discretizer.n_columns
         rewards = discretizer.decode(tokens[..., action_dim::K, None], first_column=K - 2)[..., 0]
         values = discretizer.decode(tokens[..., -1:], first_column=K - 1)[..., 0]
@@ -105,7 +105,7 @@ class Candidates:
 
 
 class Engine(Protocol):
-    """Runs a batch of B searches. A round is expand, select, observe; a search that branches at every token uses `branch`."""
+    """Runs a batch of B searches: expand, select, observe a round, or `branch` at every token."""
 
     counters: Counters
 
