@@ -48,7 +48,7 @@ class Foresight:
     @property
     def horizon(self) -> int:
         """H: predictions reach up to H - 1 steps ahead."""
-        return self.predicted.shape[1]
+        return int(self.predicted.shape[1])
 
     def ahead(self, steps: int) -> tuple[IntArray, FloatArray]:
         """Return what was predicted `steps` control steps before: times [n] int64, ascending, and [n, N] float32.

@@ -166,9 +166,9 @@ class Controller:
 
     def _next_action(self, observation: FloatArray) -> FloatArray:
         assert self.plan is not None
-        action = self.plan.actions[self._taken]
+        action: FloatArray = self.plan.actions[self._taken].copy()
         if self._bounds is not None:
-            action = np.clip(action, *self._bounds)
+            np.clip(action, *self._bounds, out=action)
         self._taken += 1
         self._pending = observation, action
         return action.copy()

@@ -173,6 +173,7 @@ def run_demo(
         "wall_s": time.perf_counter() - began,
     }
     write_json(files.report, report)
+    report = read_json(files.report)  # as a reader of the file sees it
     print_report(console, report)
     return report
 

@@ -13,7 +13,7 @@ import tyro
 T = TypeVar("T")
 
 
-def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
+def parse(kind: type[T], arguments: Sequence[str], command: str, default: Any = None) -> T:
     """Read a command's arguments into its dataclass; its docstring is the help.
 
     Args:
@@ -22,13 +22,14 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | No
         command: its name.
         default: values of what is not given.
     """
-    return tyro.cli(
+    parsed: T = tyro.cli(
         kind,
         prog=f"ttengine {command}",
         args=list(arguments),
         default=default,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    return parsed
 
 
 def subject(arguments: Sequence[str]) -> str:

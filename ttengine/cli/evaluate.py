@@ -68,14 +68,14 @@ def run(arguments: Sequence[str]) -> None:
 def rows(found: Evaluation, foresight: Path | None = None) -> list[tuple[str, str]]:
     """Return an evaluation as names and what they are."""
     latency, returns = latency_summary(found.latencies_s), found.returns
-    period = found.control_period_s
-    clock = f"; control period {period * 1e3:,.0f} ms" if period else ""
     table = [
         ("return", f"{returns.mean():,.1f} +- {returns.std():,.1f}   ({returns.min():,.1f} to {returns.max():,.1f})"),
         ("length", f"{found.lengths.mean():,.1f} steps"),
-        ("plan latency", "  ".join(f"{k[:-2]} {v * 1e3:,.1f} ms" for k, v in latency.items()) + clock),
+        ("plan latency", "  ".join(f"{name[:-2]} {seconds * 1e3:,.1f} ms" for name, seconds in latency.items())),
         ("engine", f"{found.engine}, {found.plan.context_kind} context"),
     ]
+    if found.control_period_s:
+        table.insert(3, ("control period", f"{found.control_period_s * 1e3:,.0f} ms"))
     if found.normalized is not None:
         score = f"{found.normalized.mean():.1f} +- {found.normalized.std():.1f}   (0 random, 100 expert)"
         table.insert(1, ("normalised score", score))

@@ -115,7 +115,7 @@ def plot_foresight(
             axes.set_ylabel(name, fontsize=8.5)
             axes.tick_params(labelbottom=row == len(dims) - 1)
         first.set_title(title)
-        first.legend(loc="upper right", ncols=2, fontsize=8)
+        first.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.1)
         axes.set_xlabel("time (s)" if control_period_s else "control step")
         axes.set_xlim(0, shown * scale)
         figure.align_ylabels()
@@ -140,7 +140,7 @@ def _draw_dimension(axes: Any, foresight: Foresight, dim: int, shown: int, scale
 
 
 def _draw_error(axes: Any, foresight: Foresight) -> None:
-    ahead = np.arange(1, foresight.horizon)
+    ahead = range(1, foresight.horizon)
     axes.plot(ahead, [foresight.standstill_error(h) for h in ahead], "o-", color=BEHAVIOUR, label="nothing moves")
     axes.plot(ahead, [foresight.error(h) for h in ahead], "o-", color=PLANNER, label="predicted")
     axes.set(xlabel="steps ahead", title="RMS error", ylabel="standard deviations, all dims", xticks=ahead)
