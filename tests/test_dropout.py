@@ -66,7 +66,11 @@ def test_attention_without_dropped_weights_equals_the_fused_one(B: int) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_the_gradient_of_attention_with_dropped_weights_is_right() -> None:
+@pytest.mark.parametrize("remembered", [0, 10**9])
+def test_the_gradient_of_attention_with_dropped_weights_is_right(
+    remembered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ttengine.dropout.REMEMBERED_WEIGHTS", remembered)
     (q, k, v), visible = make_attention(SEQUENCES_AT_A_TIME + 1, 3, 4)
 
     def seeded(*inputs: torch.Tensor) -> torch.Tensor:

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ttengine.config import DataConfig, ModelConfig, from_dict, to_dict
 from ttengine.discretizer import Discretizer
-from ttengine.errors import CheckpointError, ConfigError
+from ttengine.errors import CheckpointError, TTEngineError
 from ttengine.model import TrajectoryTransformer
 
 FORMAT = "ttengine.checkpoint/1"
@@ -45,8 +44,8 @@ class Checkpoint:
         expected = (config.transition_dim, config.n_bins)
         if (self.discretizer.n_columns, self.discretizer.n_bins) != expected:
             raise CheckpointError(
-                f"the discretizer has {self.discretizer.n_columns} columns of {self.discretizer.n_bins} bins, the model "
-                f"expects {expected[0]} of {expected[1]}"
+                f"the discretizer has {self.discretizer.n_columns} columns of {self.discretizer.n_bins} bins, the "
+                f"model expects {expected[0]} of {expected[1]}"
             )
 
     def save(self, path: str | Path) -> None:
@@ -83,7 +82,8 @@ def load(path: str | Path) -> Checkpoint:
             str(about["dataset"]),
             about["provenance"],
         )
-    except (KeyError, ConfigError, RuntimeError) as error:  # RuntimeError: names or shapes differ from the config's
+    # RuntimeError: names or shapes differ from the config's; TypeError, AttributeError: other JSON types than ours
+    except (KeyError, TypeError, AttributeError, RuntimeError, TTEngineError) as error:
         raise CheckpointError(f"{path} is not a complete ttengine checkpoint: {error}") from error
 
 
@@ -118,7 +118,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             header = file.metadata() or {}
             if header.get("format") != kind:
                 raise CheckpointError(
-                    f"{path} is of format {header.get('format')!r}, expected {kind!r}: another program or version wrote it"
+                    f"{path} is of format {header.get('format')!r}, expected {kind!r}; another program wrote it"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         return tensors, json.loads(header["about"])

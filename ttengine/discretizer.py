@@ -174,7 +174,7 @@ def _released_quantile_edges(ascending: FloatArray, n_bins: int) -> FloatArray:
     edges = np.append(ascending[::step], ascending[-1])
     if len(edges) != n_bins + 1:
         raise DataError(
-            f"the released code makes {len(edges)} edges from {len(ascending)} transitions where {n_bins + 1} are needed; "
-            "use as_released=False"
+            f"the released code makes {len(edges)} edges from {len(ascending)} transitions where {n_bins + 1} are "
+            "needed; use as_released=False"
         )
     return edges

@@ -114,9 +114,11 @@ class Block(nn.Module):
         self, x: Tensor, visible: Tensor, turn: Rotation | None, cache: KeyValueCache | None, layer: int
     ) -> Tensor:
         """x [B, T, D], visible [T, columns] bool -> [B, T, D]."""
-        query, key, value = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv: Tensor = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, A, D/A]
+        turned, value = qkv.split([2, 1], dim=2)
         if turn is not None:
-            query, key = turn(query), turn(key)
+            turned = turn(turned)
+        query, key, value = (part.transpose(1, 2) for part in (*turned.unbind(2), value[:, :, 0]))
         if cache is not None:
             key, value = cache.append(layer, key, value)
         rate = self.dropout if self.training else 0.0
@@ -141,11 +143,11 @@ class Rotation:
         frequency = ROTARY_BASE ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
         angle = torch.arange(first, first + length, dtype=torch.float64)[:, None] * frequency
         none = torch.zeros(goal_tokens, pairs, dtype=torch.float64)
-        self.cos = torch.cat([none, angle.cos()]).to(like)
-        self.sin = torch.cat([none, angle.sin()]).to(like)
+        self.cos = torch.cat([none, angle.cos()]).to(like)[:, None, None]
+        self.sin = torch.cat([none, angle.sin()]).to(like)[:, None, None]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [B, A, T, D/A] -> [B, A, T, D/A]."""
+        """x [B, T, ..., A, D/A] with one axis between -> the same."""
         pairs = self.cos.shape[-1]
         a, b, rest = x.split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
         return torch.cat([a * self.cos - b * self.sin, a * self.sin + b * self.cos, rest], dim=-1)
@@ -199,7 +201,8 @@ class TrajectoryTransformer(nn.Module):
         Raises:
             ShapeError: T is too long, or a goal is missing or unwanted.
         """
-        return self.head(self.hidden(tokens, goal), 0)
+        logits: Tensor = self.head(self.hidden(tokens, goal), 0)
+        return logits
 
     def hidden(self, tokens: Tensor, goal: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Run all layers; with a cache, `tokens` follow the cached ones and the goal is read once, on the first call.
@@ -225,13 +228,14 @@ class TrajectoryTransformer(nn.Module):
             x = block(x, visible, turn, cache, layer)
         if cache is not None:
             cache.length += x.shape[1]
-        return self.final_norm(x)[:, goals:]
+        normed: Tensor = self.final_norm(x)
+        return normed[:, goals:]
 
     def _embed(self, tokens: Tensor, first: int) -> Tensor:
         column = (first + torch.arange(tokens.shape[1], device=tokens.device)) % self.config.transition_dim
         stop_row = self.config.n_bins * self.config.transition_dim
         row = torch.where(tokens == self.config.n_bins, stop_row, tokens + column * self.config.n_bins)
-        x = self.token_embedding(row)
+        x: Tensor = self.token_embedding(row)
         if self.config.positions == "absolute":
             x = x + self.position_embedding[first : first + tokens.shape[1]]
         return x

@@ -93,7 +93,7 @@ class Plan:
     @property
     def rounds(self) -> int:
         """Transitions planned: the horizon, or fewer where a deadline came first."""
-        return self.actions.shape[-2]
+        return int(self.actions.shape[-2])
 
 
 class Clock:
@@ -206,8 +206,13 @@ class Planner:
             found = self._search(clock, self._tensor(observations))
         single = np.ndim(observation) == 1
         arrays = [array.to("cpu", torch.float32).numpy() for array in found]
+        actions, predicted, rewards, value, score = (array[0] if single else array for array in arrays)
         return Plan(
-            *(array[0] if single else array for array in arrays),
+            actions,
+            predicted,
+            rewards,
+            value,
+            score,
             latency_s=time.perf_counter() - clock.started,
             counters=self.engine.counters,
             engine=self.engine_name,
@@ -242,8 +247,9 @@ class Planner:
                 f"the context holds observations of {dims[0]} and actions of {dims[1]} dims, the model was trained on "
                 f"{model.observation_dim} and {model.action_dim}"
             )
-        columns = [context.observations, context.actions, context.rewards[:, None], np.zeros((len(context), 1))]
-        past = self._tensor(np.concatenate(columns, axis=1)[-capacity:])  # the value placeholder influences nothing
+        value = np.zeros((len(context), 1), np.float32)  # a placeholder: no token attends to it
+        columns = (context.observations, context.actions, context.rewards[:, None], value)
+        past = self._tensor(np.concatenate(columns, axis=1)[-capacity:])
         return torch.cat([self.discretizer.encode(past).flatten(), now])
 
     def _check_rows(self, rows: npt.ArrayLike, name: str) -> FloatArray:
