@@ -34,4 +34,10 @@ def tiny_checkpoint(
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     columns = np.random.default_rng(seed).uniform(-8, 8, (400, config.transition_dim)).astype(np.float32)
-    return Checkpoint(model.eval(), fit_discretizer(columns, 12, "uniform"), DataConfig(), dataset, {"dataset": dict(dataset_metadata or {})})
+    return Checkpoint(
+        model.eval(),
+        fit_discretizer(columns, 12, "uniform"),
+        DataConfig(),
+        dataset,
+        {"dataset": dict(dataset_metadata or {})},
+    )

@@ -39,7 +39,7 @@ MIXTURE = (
 
 COLLECT = CollectConfig("Hopper-v4", MIXTURE, episodes=300, action_noise=0.1, processes=2, name="hopper-mixed-demo-tt")
 TRAIN = TrainConfig(
-    batch_size=32, steps=2500, learning_rate=2e-3, final_learning_rate_share=0.05, warmup_share=0.05, save_every_s=30.0
+    batch_size=32, steps=3500, learning_rate=2e-3, final_learning_rate_share=0.05, warmup_share=0.05, save_every_s=30.0
 )
 DATA, PLAN, EVALUATE = DataConfig(), PlanConfig(horizon=3, beam_width=16), EvaluateConfig(10, seed=1000, workers=2)
 
