@@ -130,6 +130,9 @@ class TrainConfig:
 
     batch_size: int = 256
     """training sequences a step, over all processes"""
+    micro_batch: int | None = None
+    """sequences computed at a time in each process, their gradients summed: bounds memory, changes the learning by
+    rounding and dropout only; None: as many as make about 65,000 tokens"""
     steps: int | None = None
     """optimiser steps; None: the paper's int(1e6 / windows * epochs_reference) epochs"""
     epochs_reference: float = 50.0
@@ -165,6 +168,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "batch_size", 1, 10**6)
+        if self.micro_batch is not None:
+            check_range(self, "micro_batch", 1, 10**6)
         if self.steps is not None:
             check_range(self, "steps", 1, 10**9)
         check_range(self, "epochs_reference", 1e-9, 1e9)

@@ -9,10 +9,13 @@ Source: Janner et al. 2021, released code and settings.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ttengine.checkpoint import Checkpoint, load
 from ttengine.config import DataConfig, ModelConfig, TrainConfig
@@ -150,10 +153,18 @@ def _make_accelerator(precision: str) -> Any:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # it outlives a run, and would hold the next one to this one's precision
+    # left to itself, accelerate joins the processes of a launcher on a CPU only when it is told that it is on one
     try:
-        return Accelerator(mixed_precision=precision)
+        accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
     except ValueError as error:
         raise ConfigError(f"precision {precision!r} does not work on this machine: {error}") from error
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise ConfigError(
+            f"the launcher started {launched} processes (WORLD_SIZE), accelerate joined {accelerator.num_processes}; "
+            "use `accelerate launch`, or, where an accelerator is present and not to be used, set ACCELERATE_USE_CPU=1"
+        )
+    return accelerator
 
 
 def _is_finished(path: Path, steps: int) -> bool:

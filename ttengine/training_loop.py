@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +34,8 @@ from ttengine.optimisation import (
 from ttengine.training_log import TrainingLog
 from ttengine.training_state import Progress, RunFolder, read_resume, write_resume
 
+MICRO_BATCH_TOKENS = 65_536
+"""Tokens in flight in one process, unless the settings say otherwise; a layer keeps some 10 KB of each at width 128."""
 DROPOUT_STREAM = 4
 """Key of the dropout generators, beside the streams of ttengine.data.windows."""
 
@@ -101,6 +103,7 @@ class TrainingLoop:
         accelerator.wait_for_everyone()  # nobody may replace the resume file while another process reads it
         self.wrapped, self.optimiser = accelerator.prepare(self.model, self.adamw)
         self.order = BatchOrder(prepared.training, config.batch_size, config.seed)
+        self.micro_batch = config.micro_batch or max(1, MICRO_BATCH_TOKENS // prepared.model.max_tokens)
         self.weights = token_weights(prepared.model, config, device)
         self.bad_step = torch.full((), -1, device=device)
         self.row_step = self.saved_step = self.progress.step
@@ -132,12 +135,17 @@ class TrainingLoop:
         step, accelerator = self.progress.step, self.accelerator
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(step, self.prepared.steps, self.config)
-        batch = self._batch(self.order, step)
+        parts = list(self._batch(self.order, step).split(self.micro_batch))
         self._seed_dropout(step)
-        total, sums = self._losses(batch)
-        accelerator.backward(total)
+        sums = torch.zeros_like(self.progress.sums)
+        for index, part in enumerate(parts):
+            # processes exchange gradients once a step, on the last part's way back
+            with nullcontext() if index == len(parts) - 1 else accelerator.no_sync(self.wrapped):
+                total, part_sums = self._losses(part)
+                accelerator.backward(total)
+            sums += part_sums
         norm: Tensor = accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_norm)
-        self._watch(step, total, norm)
+        self._watch(step, sums[0], norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.progress.sums += sums
@@ -155,7 +163,7 @@ class TrainingLoop:
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss, whose mean over the processes is the whole batch's, and [9] sums for the log."""
+        """Return a part's share of the whole batch's loss, times the processes that will average it, and [9] sums."""
         losses = token_losses(self.wrapped(batch.inputs, batch.goal), batch.targets, batch.trained, self.weights)
         total = losses.total * (batch.share * self.accelerator.num_processes)
         return total, torch.cat([total.detach()[None], losses.segments, losses.counts])
@@ -203,9 +211,11 @@ class TrainingLoop:
         self.wrapped.eval()
         for index in range(min(config.validation_batches, order.batches_per_epoch)):
             size = min(config.batch_size, len(windows) - index * config.batch_size)  # the last batch may be short
-            part = self._losses(self._batch(order, index))[1]
-            part[0] *= size
-            sums, seen = sums + part, seen + size
+            for part in self._batch(order, index).split(self.micro_batch):
+                losses = self._losses(part)[1]
+                losses[0] *= size
+                sums += losses
+            seen += size
         self.wrapped.train()
         return self._means(sums, seen, "validation_")
 
@@ -269,7 +279,9 @@ class TrainingLoop:
         if step < 0:
             return
         self._seed_dropout(step)
-        culprit = first_bad_tensor(self.model, self._batch(self.order, step), self.weights)
+        parts = self._batch(self.order, step).split(self.micro_batch)
+        culprits = (first_bad_tensor(self.model, part, self.weights) for part in parts)
+        culprit = next((culprit for culprit in culprits if culprit is not None), "the gradient's norm")
         kept = (
             f"{self.folder.resume} still holds step {self.saved_step}" if self.saved_step else "nothing was saved yet"
         )
@@ -287,8 +299,8 @@ def _own_version() -> str:
         return "not installed"
 
 
-def first_bad_tensor(model: nn.Module, batch: Batch, weights: TokenWeights) -> str:
-    """Name the first tensor that is not finite: a weight, then an output on the way forward, then a gradient."""
+def first_bad_tensor(model: nn.Module, batch: Batch, weights: TokenWeights) -> str | None:
+    """Name the first tensor that is not finite: a weight, an output on the way forward, a gradient; None: all are."""
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return f"the weight {name}"
@@ -304,7 +316,7 @@ def first_bad_tensor(model: nn.Module, batch: Batch, weights: TokenWeights) -> s
     for name, gradient in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
         if not bool(torch.isfinite(gradient).all()):
             return f"the gradient of {name}"
-    return "the gradient's norm"
+    return None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ Source: Janner et al. 2021, released code, `SequenceDataset` and `DiscretizedDat
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,6 +130,14 @@ class Batch:
     def targets(self) -> Tensor:
         """[B, T] int64."""
         return self.tokens[:, 1:]
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield parts of at most `size` windows; their shares add up to this batch's."""
+        for start in range(0, len(self.tokens), size):
+            rows = slice(start, start + size)
+            goal = None if self.goal is None else self.goal[rows]
+            tokens = self.tokens[rows]
+            yield Batch(tokens, self.trained[rows], goal, self.share * len(tokens) / len(self.tokens))
 
 
 @dataclass(frozen=True, eq=False)
