@@ -53,6 +53,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rate: 
 
 
 def _here(x: Tensor) -> bool:
+    if torch.is_autocast_enabled("cpu"):  # it mixes dtypes on the way forward, which the way back would have to undo
+        return False
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
