@@ -113,25 +113,23 @@ class _Problem:
 
     def decode(self, count: int, sampling: Sampling) -> None:
         """Draw the next `count` tokens of every row."""
-        for _ in range(count):
-            self.append(self.draw(self.next_probabilities(sampling), sampling))
+        noise = self.noise(count)
+        for i in range(count):
+            self.append(draw(self.next_probabilities(sampling), sampling, noise[:, i]))
 
     def decode_number(self, edges: Tensor, sampling: Sampling) -> Tensor:
         """Draw the next token of every row; return the number that its probabilities, unfiltered, stand for. [R]."""
         probabilities = self.next_probabilities(sampling)
-        self.append(self.draw(probabilities, sampling))
+        self.append(draw(probabilities, sampling, self.noise(1)[:, 0]))
         if self.config.percentile == "mean":
             return ops.expectation(probabilities, edges)
         return ops.percentile(probabilities, edges, self.config.percentile, self.config.percentile_as_released)
 
-    def draw(self, probabilities: Tensor, sampling: Sampling) -> Tensor:
-        """[R, V+1] probabilities -> [R] tokens."""
-        if sampling.greedy:
-            return ops.greedy_tokens(probabilities)
-        row = torch.arange(len(self.tokens))
-        seed, plan, token = (torch.tensor(n) for n in (self.key.seed, self.key.plan, self.planned.shape[1]))
-        noise = ops.philox_uniform(seed, plan, row, token).to(probabilities.device)
-        return ops.sample_tokens(ops.filter_tokens(probabilities, sampling.cdf, sampling.k), noise)
+    def noise(self, count: int) -> Tensor:
+        """[R, count] noise of the next `count` tokens of every row."""
+        seed, plan = torch.tensor(self.key.seed), torch.tensor(self.key.plan)
+        row, token = torch.arange(len(self.tokens))[:, None], self.planned.shape[1] + torch.arange(count)
+        return ops.philox_uniform(seed, plan, row, token).to(self.tokens.device)
 
     def append(self, tokens: Tensor) -> None:
         """Put one token behind each row. tokens [R] int64."""
@@ -187,6 +185,13 @@ class _Problem:
             return max(0, upcoming // K - self.model.config.context) * K
         excess = self.tokens.shape[1] - window_tokens(self.model.config, self.config)
         return max(0, -(-excess // K)) * K
+
+
+def draw(probabilities: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
+    """Return a token of each row. probabilities [R, V+1], noise [R] -> [R] int64."""
+    if sampling.greedy:
+        return ops.greedy_tokens(probabilities)
+    return ops.sample_tokens(ops.filter_tokens(probabilities, sampling.cdf, sampling.k), noise)
 
 
 def window_tokens(model: ModelConfig, config: PlanConfig) -> int:
