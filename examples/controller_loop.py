@@ -5,14 +5,13 @@ The loop is plain Python: put your robot where the simulator stands.
 
 import sys
 
-import gymnasium
-
 from ttengine import Controller, PlanConfig, Planner
+from ttengine.environments import make_environment
 
 
 def main(model: str, steps: int = 200) -> None:
     """Run one episode and print what it brought."""
-    env = gymnasium.make("Hopper-v4")
+    env = make_environment("Hopper-v4")
     planner = Planner(model, PlanConfig(horizon=3, beam_width=16))
     controller = Controller(
         planner,

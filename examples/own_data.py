@@ -35,7 +35,7 @@ def log_of_a_robot(episodes: int = 60, length: int = 40) -> ttengine.Trajectorie
     )
 
 
-def main(out: str, steps: int = 150) -> None:
+def main(out: str, steps: int = 600) -> None:
     """Save the log, train on it, plan from a new observation."""
     trajectories = log_of_a_robot()
     ttengine.save_dataset(trajectories, Path(out) / "log.npz")  # `ttengine info log.npz` reads it

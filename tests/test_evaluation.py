@@ -248,6 +248,25 @@ def test_a_function_that_no_other_process_can_import_is_refused(checkpoint: Chec
         run(checkpoint, EvaluateConfig(episodes=2, workers=2, max_steps=2), lambda: Drift())
 
 
+def fails_on_seed_0() -> Drift:
+    """An environment whose episode with seed 0 breaks at once and whose others never end; importable by workers."""
+
+    class Endless(Drift):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+            self.reward = float("nan") if seed == 0 else 1.0
+            observation, info = super().reset(seed=seed)
+            self.left = 10**9
+            return observation, info
+
+    return Endless()
+
+
+def test_a_failure_in_one_process_stops_the_others_and_is_raised(checkpoint: Checkpoint) -> None:
+    config = EvaluateConfig(episodes=2, workers=2, max_steps=10**9)
+    with pytest.raises(NonFiniteError, match="reward is nan at step 0, seed 0"):
+        run(checkpoint, config, fails_on_seed_0)
+
+
 @pytest.fixture
 def rendering() -> Iterator[None]:
     pytest.importorskip("imageio_ffmpeg")

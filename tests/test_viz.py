@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ttengine.closed_loop import Foresight
+from ttengine.environments import make_environment
 from ttengine.errors import ConfigError, DataError, RenderError
 from ttengine.viz import plots, videos
 from ttengine.viz.videos import Video, choose_renderer
@@ -145,3 +146,13 @@ def test_when_no_backend_works_the_error_says_why_and_what_to_install(monkeypatc
     monkeypatch.setattr(videos, "PROBE", "raise ImportError('no libEGL')")
     with pytest.raises(RenderError, match=r"MUJOCO_GL chose it.*egl: ImportError: no libEGL.*apt-get install libegl1"):
         choose_renderer()
+
+
+def test_the_camera_follows_what_walks() -> None:
+    mujoco = pytest.importorskip("mujoco")
+    env = make_environment("Hopper-v4", render_mode="rgb_array")
+    videos.follow(env)
+    chosen = env.unwrapped.mujoco_renderer.camera_id  # type: ignore[attr-defined]
+    assert env.unwrapped.model.camera(chosen).name == "track"  # type: ignore[attr-defined]
+    assert env.unwrapped.model.cam_mode[chosen] == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM  # type: ignore[attr-defined]
+    env.close()

@@ -39,7 +39,13 @@ MIXTURE = (
 
 COLLECT = CollectConfig("Hopper-v4", MIXTURE, episodes=300, action_noise=0.1, processes=2, name="hopper-mixed-demo-tt")
 TRAIN = TrainConfig(
-    batch_size=32, steps=3500, learning_rate=2e-3, final_learning_rate_share=0.05, warmup_share=0.05, save_every_s=30.0
+    batch_size=32,
+    steps=3500,
+    learning_rate=2e-3,
+    final_learning_rate_share=0.05,
+    warmup_share=0.05,
+    log_every=100,
+    save_every_s=30.0,
 )
 DATA, PLAN, EVALUATE = DataConfig(), PlanConfig(horizon=3, beam_width=16), EvaluateConfig(10, seed=1000, workers=2)
 
@@ -147,10 +153,9 @@ def run_demo(
     announce(console, 1, "Collect", f"{len(config.collect.policies)} policies, most of them poor, leave their logs")
     trajectories = _collect(stages, files, config)
     returns = trajectories.episode_returns
-    spread = f"return {returns.mean():,.0f} on average, {returns.max():,.0f} at best"
-    finish(console, stages, f"{len(trajectories):,} transitions in {trajectories.n_episodes:,} episodes; {spread}")
+    finish(console, stages, f"{len(trajectories):,} transitions; mean return {returns.mean():,.0f}")
 
-    announce(console, 2, "Train", "a small Trajectory Transformer on those logs, and nothing else")
+    announce(console, 2, "Train", "a small Trajectory Transformer on those logs alone")
     about = _train(stages, files, config, trajectories)
     finish(
         console,
@@ -160,7 +165,7 @@ def run_demo(
 
     announce(console, 3, "Plan", f"{config.evaluate.episodes} episodes, a beam search at every control step")
     evaluation = _evaluate(stages, files, config, no_video is None)
-    finish(console, stages, f"return {evaluation['return']['mean']:,.0f} on average")
+    finish(console, stages, f"mean return {evaluation['return']['mean']:,.0f}")
 
     _draw(files, evaluation, returns)
     report |= _behaviour(trajectories)

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import multiprocessing
 import pickle
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from ttengine.errors import ConfigError, DatasetNotFoundError, EngineError
 from ttengine.evaluation_bar import EvaluationBar
 from ttengine.objectives import Objective
 from ttengine.planner import Planner
-from ttengine.viz.videos import Video, check_rendering, check_video_path
+from ttengine.viz.videos import Video, check_rendering, check_video_path, follow
 
 Environment = str | Callable[[], Any]
 """A Gymnasium id, or a function that makes an environment (of Gymnasium or old Gym); for videos it renders arrays."""
@@ -250,7 +251,11 @@ class _Runner:
         """Make an environment."""
         if callable(self.setup.environment):
             return adapt(self.setup.environment())
-        return make_environment(self.setup.environment, **({"render_mode": "rgb_array"} if render else {}))
+        if not render:
+            return make_environment(self.setup.environment)
+        env = make_environment(self.setup.environment, render_mode="rgb_array")
+        follow(env)
+        return env
 
     def check(self) -> float | None:
         """Refuse what cannot work before any episode is run. Returns the control period in seconds, if there is one."""
@@ -307,14 +312,21 @@ class _Runner:
 # --- several processes ---------------------------------------------------------------------------------------------
 
 
-class _QueueBar:
-    """Sends a worker's progress to the parent, not more often than a bar is drawn."""
+class _Stopped(Exception):
+    """The parent does not want the rest."""
 
-    def __init__(self, queue: Any) -> None:
-        self.queue, self.steps, self.sent = queue, 0, time.monotonic()
+
+class _QueueBar:
+    """Sends a worker's progress to the parent, not more often than a bar is drawn, and stops when the parent does."""
+
+    def __init__(self, queue: Any, stop: Any) -> None:
+        self.queue, self.stop = queue, stop
+        self.steps, self.sent = 0, time.monotonic()
 
     def step(self, steps: int) -> None:
         """Count environment steps."""
+        if self.stop.is_set():
+            raise _Stopped
         self.steps += steps
         if time.monotonic() - self.sent >= POLL_S:
             self.queue.put((self.steps, []))
@@ -330,10 +342,11 @@ _worker: tuple[_Runner, _QueueBar] | None = None
 """This process's; set once by `_start_worker` in every process of a pool."""
 
 
-def _start_worker(setup: _Setup, queue: Any) -> None:
+def _start_worker(setup: _Setup, queue: Any, stop: Any) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent alone answers it
     torch.set_num_threads(1)
-    _worker = _Runner(setup), _QueueBar(queue)
+    _worker = _Runner(setup), _QueueBar(queue, stop)
 
 
 def _run_in_worker(group: Sequence[int]) -> list[EpisodeResult]:
@@ -352,12 +365,12 @@ def _run_in_processes(setup: _Setup, groups: list[range], bar: EvaluationBar) ->
             f"at the top of a module ({error})"
         ) from error
     context = multiprocessing.get_context("spawn")  # a forked copy of a process that runs Torch's threads may hang
-    queue = context.SimpleQueue()
+    queue, stop = context.SimpleQueue(), context.Event()
     with tempfile.TemporaryDirectory() as folder:
         assert isinstance(setup.model, Checkpoint)
         path = Path(folder) / "model.safetensors"
         setup.model.save(path)
-        arguments = (dataclasses.replace(setup, model=path), queue)
+        arguments = (dataclasses.replace(setup, model=path), queue, stop)
         workers = min(setup.config.workers, len(groups))
         with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
             futures = [pool.submit(_run_in_worker, group) for group in groups]
@@ -370,6 +383,7 @@ def _run_in_processes(setup: _Setup, groups: list[range], bar: EvaluationBar) ->
                     'call evaluate() under `if __name__ == "__main__":`'
                 ) from error
             except BaseException:
+                stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 

@@ -73,6 +73,20 @@ def _why_not(backend: str) -> str | None:
     return next((line for line in lines if "Error" in line), f"exit code {probe.returncode}")
 
 
+def follow(env: Any) -> None:
+    """Point a MuJoCo environment's pictures through the model's own tracking camera, if it has one.
+
+    Gymnasium's default camera stands still, and what walks leaves the picture.
+    """
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is None:
+        return
+    mujoco = require("mujoco", "mujoco")
+    camera = mujoco.mj_name2id(env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+    if camera >= 0:
+        renderer.camera_id = camera
+
+
 class Video:
     """A video file, written picture by picture; it appears whole when closed, or not at all.
 
@@ -142,9 +156,7 @@ def check_rendering(make: Callable[[], Any]) -> None:
     """
     env = make()
     try:
-        if type(env.unwrapped).__module__.startswith("gymnasium.envs.mujoco") or hasattr(
-            env.unwrapped, "mujoco_renderer"
-        ):
+        if hasattr(env.unwrapped, "mujoco_renderer"):
             choose_renderer()
         env.reset(seed=0)
         frame = env.render()
