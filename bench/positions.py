@@ -31,9 +31,9 @@ def main() -> int:
     """Collect, train twice, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--recipe", default="hopper-medium-replay")
+    parser.add_argument("--recipe", default="hopper-full-replay")
     parser.add_argument("--transitions", type=int, default=100_000)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
