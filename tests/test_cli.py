@@ -328,7 +328,7 @@ def test_truncated_and_foreign_checkpoints_are_refused(
     truncated.write_bytes(model.read_bytes()[:-100])
     save_file({"weight": torch.zeros(3)}, foreign)
     assert_refused(ttengine(command, truncated, *flags), "truncated")
-    assert_refused(ttengine(command, foreign, *flags), "another program or version wrote it")
+    assert_refused(ttengine(command, foreign, *flags), "expected 'ttengine.checkpoint/1'")
     assert_refused(ttengine(command, tmp_path / "none.safetensors", *flags), "no model file")
 
 
@@ -370,6 +370,7 @@ def test_evaluate_prints_a_table(ttengine: Any, model: Path, tmp_path: Path) -> 
         (["--environment", "Nowhere-v4"], ["no environment 'Nowhere-v4'"]),
         (["--environment", "Hopper-v4"], ["11 observation and 3 action dims, the model was trained on 3 and 1"]),
         (["--environment", "Pendulum-v1", "--video", "a.avi"], ["allowed are .mp4, .gif"]),
+        (["--environment", "Pendulum-v1", "--foresight", "a.bmp"], ["allowed are .png, .pdf, .svg"]),
     ],
 )
 def test_evaluate_refuses(ttengine: Any, model: Path, flags: list[str], parts: list[str]) -> None:

@@ -17,7 +17,7 @@ from ttengine.data.collect import CollectConfig
 from ttengine.data.policy_spec import PolicySpec, load_behaviour
 from ttengine.demo import DemoConfig, run_demo
 from ttengine.demo_stages import Stages, write_json
-from ttengine.errors import RenderError
+from ttengine.errors import MissingExtraError, RenderError
 from ttengine.evaluation import EvaluateConfig
 
 for module in ("gymnasium", "mujoco", "accelerate", "matplotlib", "h5py"):
@@ -152,3 +152,10 @@ def test_the_shipped_mixture_is_of_policies_that_are_shipped() -> None:
     for spec in specs:
         assert isinstance(spec, PolicySpec)
         assert spec.policy == "random" or int(spec.policy.partition("/")[2]) in snapshots
+
+
+def test_a_missing_package_is_named_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "NEEDED", demo.NEEDED | {"no_such_package": "viz"})
+    with pytest.raises(MissingExtraError, match=r"pip install 'ttengine\[viz\]'"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

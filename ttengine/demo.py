@@ -21,9 +21,10 @@ from ttengine.data.load import load_dataset
 from ttengine.data.trajectories import Trajectories
 from ttengine.demo_report import announce, finish, print_report
 from ttengine.demo_stages import Stages, read_json, write_json
-from ttengine.errors import RenderError
+from ttengine.errors import RenderError, require
 from ttengine.evaluation import EvaluateConfig, evaluate
 from ttengine.training import train
+from ttengine.training_state import CADENCE
 from ttengine.viz.plots import plot_foresight, plot_returns, plot_training
 from ttengine.viz.videos import choose_renderer
 
@@ -36,6 +37,15 @@ MIXTURE = (
 )
 """Shares count episodes. Most fall within a second; one in four hops on for a while, one in seven mostly to the end."""
 
+NEEDED = {
+    "gymnasium": "mujoco",
+    "mujoco": "mujoco",
+    "imageio_ffmpeg": "mujoco",
+    "h5py": "data",
+    "accelerate": "train",
+    "matplotlib": "viz",
+}
+"""Optional package -> the extra that brings it; asked for at the start, so that none is missed half-way."""
 
 COLLECT = CollectConfig("Hopper-v4", MIXTURE, episodes=300, action_noise=0.1, processes=2, name="hopper-mixed-demo-tt")
 TRAIN = TrainConfig(
@@ -142,6 +152,8 @@ def run_demo(
         MissingExtraError: an optional package is not installed; the message names the `pip install`.
         What the stages raise.
     """
+    for module, extra in NEEDED.items():
+        require(module, extra)
     began = time.perf_counter()
     config, console, files = config or DemoConfig(), console or Console(), DemoFiles(out)
     stages = Stages(out, fresh)
@@ -194,7 +206,8 @@ def _collect(stages: Stages, files: DemoFiles, config: DemoConfig) -> Trajectori
 
 def _train(stages: Stages, files: DemoFiles, config: DemoConfig, trajectories: Trajectories) -> dict[str, Any]:
     model = config.model(trajectories)
-    inputs = {"model": to_dict(model), "data": to_dict(config.data), "train": to_dict(config.train)}
+    settings = {name: value for name, value in to_dict(config.train).items() if name not in CADENCE}
+    inputs = {"model": to_dict(model), "data": to_dict(config.data), "train": settings}
     metrics = files.run / "metrics.csv"
     with stages.stage("train", inputs, [files.model, metrics]) as todo:
         if todo:

@@ -15,7 +15,7 @@ from ttengine.cli.common import parse, print_json, print_table, quiet_stdout, su
 from ttengine.config import PlanConfig, plan_preset
 from ttengine.controller import latency_summary
 from ttengine.evaluation import EvaluateConfig, Evaluation, evaluate
-from ttengine.viz.plots import plot_foresight
+from ttengine.viz.plots import check_plot_path, plot_foresight
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def run(arguments: Sequence[str]) -> None:
     command = _parse(arguments, plan_preset(load(model).dataset) if model.is_file() else PlanConfig())
     checkpoint = load(command.model)
     command = _parse(arguments, plan_preset(checkpoint.dataset))
+    if command.foresight is not None:
+        check_plot_path(command.foresight)  # before the episodes are run
     with quiet_stdout(command.json):
         found = evaluate(checkpoint, command.environment, command.plan, command.evaluation, video=command.video)
         if command.foresight is not None:

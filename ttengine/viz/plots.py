@@ -180,6 +180,18 @@ def plot_training(path: Path, metrics: Path, *, title: str) -> None:
         axes.legend(loc="upper right", ncols=2)
 
 
+def check_plot_path(path: Path) -> None:
+    """Refuse a plot that could not be drawn in the end.
+
+    Raises:
+        ConfigError: the file's suffix is none of SUFFIXES.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{path} ends in {path.suffix or 'nothing'}, allowed are {', '.join(SUFFIXES)}")
+    require("matplotlib", "viz")
+
+
 def _read_metrics(metrics: Path) -> list[dict[str, str]]:
     if not metrics.is_file():
         raise DataError(f"there is no file {metrics}; a training run writes it as metrics.csv")
@@ -194,8 +206,7 @@ def _read_metrics(metrics: Path) -> list[dict[str, str]]:
 @contextmanager
 def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     """Yield an empty figure and write it: whole, or not at all."""
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path} ends in {path.suffix or 'nothing'}, allowed are {', '.join(SUFFIXES)}")
+    check_plot_path(path)
     matplotlib = require("matplotlib", "viz")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
