@@ -35,7 +35,8 @@ def philox_uniform(seed: Tensor, plan: Tensor, row: Tensor, token: Tensor) -> Te
         c0, c2 = _high(product1) ^ c1 ^ key0, _high(product0) ^ c3 ^ key1
         c1, c3 = product1 & MASK_32, product0 & MASK_32
         key0, key1 = (key0 + PHILOX_INCREMENTS[0]) & MASK_32, (key1 + PHILOX_INCREMENTS[1]) & MASK_32
-    return (c0 >> 8).to(torch.float32) * 2.0**-24
+    noise: Tensor = (c0 >> 8).to(torch.float32) * 2.0**-24
+    return noise
 
 
 def _high(product: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def filter_tokens(probabilities: Tensor, cdf: float | None, k: int | None) -> Te
 
 
 def sample_tokens(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Draw one token a row by inverting the cumulative weights. weights [..., V+1], uniform [...] in [0, 1) -> [...] int64."""
+    """Draw a token a row by inverting the cumulative weights. weights [..., V+1], uniform [...] in [0, 1) -> int64."""
     cumulative = weights.cumsum(dim=-1)
     threshold = uniform.to(weights.dtype).unsqueeze(-1) * cumulative[..., -1:]
     token = (cumulative <= threshold).sum(dim=-1)

@@ -49,7 +49,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rate: 
     """
     if rate == 0.0 or not _here(query):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=rate)
-    return _DroppedAttention.apply(query, key, value, visible, rate)  # type: ignore[no-any-return]
+    mixed: Tensor = _DroppedAttention.apply(query, key, value, visible, rate)  # type: ignore[no-untyped-call]
+    return mixed
 
 
 def _here(x: Tensor) -> bool:
@@ -83,7 +84,7 @@ class _DroppedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value = ctx.saved_tensors
         A, softmax_scale = query.shape[1], query.shape[-1] ** -0.5
         to_query, to_key, to_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
