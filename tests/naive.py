@@ -46,7 +46,7 @@ class NaiveModel:
         for i, token in enumerate(tokens):
             row = V * K if token == V else (i % K) * V + token
             e = w["token_embedding.weight"][row]
-            x.append(e if self.rotary else e + w["position_embedding"][i])
+            x.append(e + (w["column_embedding"][i % K] if self.rotary else w["position_embedding"][i]))
         for i, token in enumerate(reversed(goal or [])):
             x.insert(0, w["goal_embedding.weight"][(N - 1 - i) * V + token])
         x = torch.stack(x)

@@ -29,13 +29,13 @@ from ttengine.viz.plots import plot_foresight, plot_returns, plot_training
 from ttengine.viz.videos import choose_renderer
 
 MIXTURE = (
-    "random,share=0.2",
-    "hopper/26624,share=0.25",
-    "hopper/51200,share=0.3",
-    "hopper/100352,share=0.1",
-    "hopper/100352,share=0.15,deterministic=true",
+    "random,share=0.3",
+    "hopper/26624,share=0.35",
+    "hopper/51200,share=0.2",
+    "hopper/100352,share=0.05",
+    "hopper/100352,share=0.1,deterministic=true",
 )
-"""Shares count episodes. Most fall within a second; one in four hops on for a while, one in seven mostly to the end."""
+"""Shares count episodes. Most fall within a second; one in twenty hops on for a while, one in ten mostly to the end."""
 
 NEEDED = {
     "gymnasium": "mujoco",
@@ -47,10 +47,10 @@ NEEDED = {
 }
 """Optional package -> the extra that brings it; asked for at the start, so that none is missed half-way."""
 
-COLLECT = CollectConfig("Hopper-v4", MIXTURE, episodes=300, action_noise=0.1, processes=2, name="hopper-mixed-demo-tt")
+COLLECT = CollectConfig("Hopper-v4", MIXTURE, episodes=400, action_noise=0.1, processes=2, name="hopper-mixed-demo-tt")
 TRAIN = TrainConfig(
     batch_size=32,
-    steps=3500,
+    steps=4500,
     learning_rate=2e-3,
     final_learning_rate_share=0.05,
     warmup_share=0.05,

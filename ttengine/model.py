@@ -12,6 +12,7 @@ State dict (i counts layers; D width, V bins, K tokens a transition, N observati
 
     token_embedding.weight              [V*K + 1, D]   row column*V + bin; the last row is the stop token's
     position_embedding                  [window*K - 1, D]   absolute positions only
+    column_embedding                    [K, D]         rotary positions only; by place in the transition
     goal_embedding.weight               [V*N, D]       goal models only; row column*V + bin
     blocks.i.attention_norm.{weight,bias}   [D]
     blocks.i.qkv.{weight,bias}          [3*D, D], [3*D]   query, key, value, each by heads
@@ -182,6 +183,8 @@ class TrajectoryTransformer(nn.Module):
         self.token_embedding = nn.Embedding(config.n_bins * config.transition_dim + 1, config.width)
         if config.positions == "absolute":
             self.position_embedding = nn.Parameter(torch.zeros(config.max_tokens, config.width))
+        else:
+            self.column_embedding = nn.Parameter(torch.zeros(config.transition_dim, config.width))
         if config.goal:
             self.goal_embedding = nn.Embedding(config.n_bins * config.observation_dim, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -235,10 +238,12 @@ class TrajectoryTransformer(nn.Module):
         column = (first + torch.arange(tokens.shape[1], device=tokens.device)) % self.config.transition_dim
         stop_row = self.config.n_bins * self.config.transition_dim
         row = torch.where(tokens == self.config.n_bins, stop_row, tokens + column * self.config.n_bins)
-        x: Tensor = self.token_embedding(row)
         if self.config.positions == "absolute":
-            x = x + self.position_embedding[first : first + tokens.shape[1]]
-        return x
+            place = self.position_embedding[first : first + tokens.shape[1]]
+        else:
+            place = self.column_embedding[column]  # rotary positions are relative: they do not say which column it is
+        embedded: Tensor = self.token_embedding(row) + place
+        return embedded
 
     def _check(self, tokens: Tensor, goal: Tensor | None, first: int) -> None:
         if tokens.ndim != 2 or tokens.shape[1] < 1:
