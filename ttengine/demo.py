@@ -57,7 +57,7 @@ TRAIN = TrainConfig(
     log_every=100,
     save_every_s=30.0,
 )
-DATA, PLAN, EVALUATE = DataConfig(), PlanConfig(horizon=3, beam_width=16), EvaluateConfig(10, seed=1000, workers=2)
+DATA, PLAN, EVALUATE = DataConfig(), PlanConfig(horizon=3, beam_width=16), EvaluateConfig(8, seed=1000, workers=2)
 
 
 @dataclass(frozen=True)
