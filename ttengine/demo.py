@@ -248,7 +248,7 @@ def _draw(files: DemoFiles, evaluation: dict[str, Any], behaviour: Any) -> None:
     )  # fmt: skip
     plot_foresight(
         files.plots["predictions"], foresight, environment=env_id, control_period_s=evaluation["control_period_s"],
-        title=f"{env_id}: what the plans predicted, and what happened",
+        title=f"{env_id}: predicted and real",
     )  # fmt: skip
     plot_training(files.plots["training"], files.run / "metrics.csv", title="Training")
 
