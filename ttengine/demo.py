@@ -1,6 +1,6 @@
 """The demo: collect mediocre data, train a small model on it, plan closed-loop, and show what that brought.
 
-The planner sees nothing but the logged transitions. Sizes are chosen so that two cores need about seven minutes.
+The planner sees nothing but the logged transitions. Sizes are chosen for less than ten minutes on two cores.
 """
 
 from __future__ import annotations
