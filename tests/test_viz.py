@@ -75,9 +75,9 @@ def test_the_predictions_plot_draws_reality_and_plans_over_it(tmp_path: Path, dr
     real, *segments = dims[3].lines
     np.testing.assert_array_equal(real.get_ydata(), foresight().observations[:21, 5])
     np.testing.assert_array_equal(real.get_xdata(), np.arange(21) * 0.5)
-    np.testing.assert_allclose(segments[1].get_ydata(), foresight().predicted[3, :, 5])
-    np.testing.assert_allclose(segments[1].get_xdata(), [1.5, 2.0, 2.5])
-    assert len(segments) == 7
+    np.testing.assert_allclose(segments[1].get_ydata(), foresight().predicted[5, :, 5])
+    np.testing.assert_allclose(segments[1].get_xdata(), [2.5, 3.0, 3.5])
+    assert len(segments) == 4
     np.testing.assert_allclose(error.lines[1].get_ydata(), [foresight().error(1), foresight().error(2)])
 
 

@@ -12,9 +12,9 @@ from ttengine.demo import run_demo
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Collect data from mediocre policies, train a small model, plan closed-loop, report: less than ten minutes on two cores.
+    """Collect data from mediocre policies, train a small model, plan closed-loop, report.
 
-    A stage whose result is there and whose inputs are unchanged is not done again.
+    Less than ten minutes on two cores. A stage whose result is there and whose inputs are unchanged is not done again.
 
         ttengine demo --out runs/demo
     """

@@ -36,6 +36,9 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
 }
 
+GAP = 2
+"""Control steps from the last prediction of a drawn plan to the next drawn plan, at least."""
+
 SHOWN: dict[str, dict[int, str]] = {
     "Hopper": {0: "height (m)", 1: "torso angle (rad)", 4: "foot angle (rad)", 5: "forward speed (m/s)"},
     "HalfCheetah": {0: "height (m)", 1: "torso angle (rad)", 2: "back thigh (rad)", 8: "forward speed (m/s)"},
@@ -87,7 +90,7 @@ def plot_foresight(
     title: str,
     environment: str = "",
     control_period_s: float | None = None,
-    steps: int = 240,
+    steps: int = 150,
 ) -> None:
     """Draw what plans predicted over what then happened, and how the error grows with the distance.
 
@@ -115,7 +118,7 @@ def plot_foresight(
             axes.set_ylabel(name, fontsize=8.5)
             axes.tick_params(labelbottom=row == len(dims) - 1)
         first.set_title(title)
-        first.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.1)
+        figure.legend(*first.get_legend_handles_labels(), loc="outside upper right", ncols=2)
         axes.set_xlabel("time (s)" if control_period_s else "control step")
         axes.set_xlim(0, shown * scale)
         figure.align_ylabels()
@@ -127,7 +130,7 @@ def _draw_dimension(axes: Any, foresight: Foresight, dim: int, shown: int, scale
         np.arange(shown + 1) * scale, foresight.observations[: shown + 1, dim], color=INK, linewidth=1.1, label="real"
     )
     reach = foresight.horizon - 1
-    free = -1  # plans are drawn so that their predictions do not overlap
+    free = -1  # plans are drawn apart, so that what happened is seen between them
     label: str | None = "predicted"
     for time, predicted in zip(foresight.planned_at, foresight.predicted, strict=True):
         if time <= free or time + reach > shown:
@@ -136,7 +139,7 @@ def _draw_dimension(axes: Any, foresight: Foresight, dim: int, shown: int, scale
             (time + np.arange(reach + 1)) * scale, predicted[:, dim], color=PLANNER, linewidth=1.3, marker="o",
             markersize=2.2, alpha=0.9, label=label,
         )  # fmt: skip
-        free, label = int(time) + reach, None
+        free, label = int(time) + reach + GAP, None
 
 
 def _draw_error(axes: Any, foresight: Foresight) -> None:
