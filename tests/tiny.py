@@ -33,6 +33,8 @@ def tiny_checkpoint(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+        # near-uniform actions, so that another seed draws others whatever the model's structure comes to be
+        model.head.weight[observation_dim - 1 : observation_dim - 1 + action_dim] *= 0.1
     columns = np.random.default_rng(seed).uniform(-8, 8, (400, config.transition_dim)).astype(np.float32)
     return Checkpoint(
         model.eval(),
