@@ -308,17 +308,22 @@ def test_beam_widths_around_powers_of_two_keep_the_best_candidates(width: int) -
     assert found.score == np.float32(seen[-1].max())
 
 
-def test_percentile_decoding_changes_the_numbers_and_has_an_as_released_form() -> None:
-    checkpoint, plans = make_checkpoint(), []
-    for settings in ({}, {"percentile": 0.9}, {"percentile": 0.9, "percentile_as_released": True}):
-        plans.append(
-            Planner(checkpoint, PlanConfig(horizon=1, beam_width=1, action=TOP_1, **settings)).plan(np.zeros(3))
-        )
-    mids = (checkpoint.discretizer.edges[-2, 1:] + checkpoint.discretizer.edges[-2, :-1]) / 2
-    bins = [int((mids - float(p.rewards[0])).abs().argmin()) for p in plans[1:]]
-    np.testing.assert_allclose([mids[b] for b in bins], [p.rewards[0] for p in plans[1:]], rtol=1e-6)
-    assert bins[0] == bins[1] + 1
-    assert plans[0].rewards[0] != plans[1].rewards[0]
+def test_rewards_are_decoded_by_expectation_or_percentile_and_as_released() -> None:
+    checkpoint = make_checkpoint()
+    edges = checkpoint.discretizer.edges.double()[-2]
+    mids = (edges[1:] + edges[:-1]) / 2
+    rewards = []
+    for settings in ({}, {"percentile": 0.7}, {"percentile": 0.7, "percentile_as_released": True}):
+        config = PlanConfig(horizon=1, beam_width=1, action=TOP_1, **settings)
+        rewards.append(float(Planner(checkpoint, config).plan(np.zeros(3)).rewards[0]))
+    naive, tokens = naive_of(checkpoint.model), checkpoint.discretizer.encode(torch.zeros(3)).tolist()
+    for _ in range(2):
+        tokens.append(int(naive.probabilities(tokens).argmax()))
+    p = naive.probabilities(tokens)[:-1]
+    percentile = int((p.cumsum(0) / p.sum() < 0.7).sum())
+    released = int((p.cumsum(0) < 0.7).sum()) - 1
+    assert rewards == pytest.approx([float(p @ mids), float(mids[percentile]), float(mids[released])], rel=1e-6)
+    assert len(set(rewards)) == 3
 
 
 def test_plan_reads_a_model_file(tmp_path: Path) -> None:
