@@ -142,7 +142,7 @@ class Planner:
         if objective is not None and self.config.objective != "return":
             raise ConfigError("an objective scores rounds; it goes with objective='return', not 'likelihood'")
         self.objective = objective or discounted_return(self.config.discount)
-        self.engine_name = "reference" if self.config.engine == "auto" else self.config.engine
+        self.engine_name = next(iter(ENGINES)) if self.config.engine == "auto" else self.config.engine
         self.engine: Engine = ENGINES[self.engine_name](self.model, self.discretizer, self.config)
         self._device = torch.device(device)
 

@@ -8,4 +8,4 @@ from ttengine.engines.reference import ReferenceEngine
 __all__ = ["ENGINES", "Candidates", "Counters", "Engine", "NoiseKey", "ReferenceEngine"]
 
 ENGINES = {"reference": ReferenceEngine}
-"""Engine name -> class; `auto` takes the first that works here, in this order."""
+"""Engine name -> class; `auto` takes the first."""
