@@ -249,7 +249,7 @@ def test_a_plan_describes_itself() -> None:
     assert (found.engine, found.context_kind) == ("reference", "rolling")
     # the first token comes with the prefill, the last (a value) is never fed: 1 + 4 x (2 + 1) + 3 x (1 + 3)
     assert found.counters.token_steps == 25
-    assert found.counters.token_forwards == 3 + 10 * 12 + 5 * 12
+    assert found.counters.physical_rows == 3 + 10 * 12 + 5 * 12
     assert found.counters.prefills == 1
 
 

@@ -254,7 +254,12 @@ class PlanConfig:
     observation: Sampling = GREEDY
     plan_every: int = 1
     """control steps between plans; the steps between execute further actions of the last plan"""
-    engine: Literal["auto", "reference"] = "auto"
+    engine: Literal["auto", "cpp", "reference"] = "auto"
+    """who computes: cpp, the native core; reference, plain PyTorch on any device; auto: cpp on the CPU, else reference"""
+    threads: int | None = None
+    """of the cpp engine; None: as many as PyTorch uses"""
+    deduplicate: bool = True
+    """cpp: compute identical sequences once; the plans are the same bytes either way"""
 
     def __post_init__(self) -> None:
         check_range(self, "horizon", 1, 64)
@@ -264,7 +269,9 @@ class PlanConfig:
             check_range(self, "context", 0, 1000)
         check_choice(self, "context_kind", ("auto", "window", "rolling"))
         check_choice(self, "objective", ("return", "likelihood"))
-        check_choice(self, "engine", ("auto", "reference"))
+        check_choice(self, "engine", ("auto", "cpp", "reference"))
+        if self.threads is not None:
+            check_range(self, "threads", 1, 256)
         check_range(self, "discount", 0.0, 1.0)
         if self.percentile != "mean":
             check_range(self, "percentile", 1e-6, 1.0)

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import torch
+
+from ttengine.config import PlanConfig
+from ttengine.discretizer import Discretizer
+from ttengine.engines.cpp import CppEngine
 from ttengine.engines.protocol import Candidates, Counters, Engine, NoiseKey
 from ttengine.engines.reference import ReferenceEngine
+from ttengine.model import TrajectoryTransformer
 
-__all__ = ["ENGINES", "Candidates", "Counters", "Engine", "NoiseKey", "ReferenceEngine"]
+__all__ = ["ENGINES", "Candidates", "Counters", "CppEngine", "Engine", "NoiseKey", "ReferenceEngine", "make_engine"]
 
-ENGINES = {"reference": ReferenceEngine}
-"""Engine name -> class; `auto` takes the first."""
+ENGINES = {"cpp": CppEngine, "reference": ReferenceEngine}
+"""Engine name -> class."""
+
+
+def make_engine(model: TrajectoryTransformer, discretizer: Discretizer, config: PlanConfig) -> tuple[str, Engine]:
+    """Return the name and the engine that `config.engine` asks for.
+
+    `auto` is cpp for a float32 model on the CPU, and reference for any other; what was chosen is in `Plan.engine`. A
+    core that is not built, or a model that cpp cannot take, is an error and never another engine.
+
+    Raises:
+        EngineError: cpp was asked for, by name or by `auto`, and the native core is not built.
+        ConfigError: cpp was named, and the model is not float32 on the CPU.
+    """
+    name = config.engine
+    if name == "auto":
+        weight = next(model.parameters())
+        name = "cpp" if weight.device.type == "cpu" and weight.dtype == torch.float32 else "reference"
+    return name, ENGINES[name](model, discretizer, config)

@@ -28,14 +28,20 @@ class NoiseKey:
 
 @dataclass
 class Counters:
-    """Work done by a plan; exact, so that tests can hold it."""
+    """Work done by a plan, over all its problems; exact, so that tests can hold it."""
 
     token_steps: int = 0
     """sequential steps: how often all rows moved on by one token"""
-    token_forwards: int = 0
-    """tokens passed through the model, over all rows, re-prefills included"""
+    logical_rows: int = 0
+    """tokens of all rows, as if no two rows shared anything; the prefix counts once"""
+    physical_rows: int = 0
+    """tokens that were passed through the model, re-prefills included"""
     prefills: int = 0
-    """how often a whole context was computed anew"""
+    """how often a context was computed anew, in whole or in part"""
+    flops: int = 0
+    """multiplications and additions of the physical rows' matrix products and attention (cpp; else 0)"""
+    pages: int = 0
+    """most pages of the key/value cache in use at once (cpp; else 0)"""
 
 
 @dataclass(frozen=True, eq=False)

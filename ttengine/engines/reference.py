@@ -168,7 +168,8 @@ class _Problem:
             hidden = self.model.hidden(unseen, goal, self.cache)
             self.logits = self.model.head(hidden[:, -1:], self.tokens.shape[1] - 1)[:, 0]
             self.counters.token_steps += 1
-            self.counters.token_forwards += unseen.numel()
+            self.counters.physical_rows += unseen.numel()
+            self.counters.logical_rows += unseen.numel()
             if not bool(torch.isfinite(self.logits).all()):
                 raise NonFiniteError(
                     f"the model's logits hold NaN or infinity at token {self.planned.shape[1]} of the plan; "
