@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.resources
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from ttengine.errors import CheckpointError, TTEngineError
 from ttengine.model import TrajectoryTransformer
 
 FORMAT = "ttengine.checkpoint/1"
+SUFFIX = ".safetensors"
+MODELS = importlib.resources.files("ttengine") / "models"
+"""Where the shipped models lie: NAME.safetensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +67,48 @@ class Checkpoint:
         write_tensors(Path(path), tensors, FORMAT, about)
 
 
-def load(path: str | Path) -> Checkpoint:
-    """Read a model file.
+def load(model: str | Path) -> Checkpoint:
+    """Read a model: `load("runs/mine/model.safetensors")`, or a shipped one by its name, `load("halfcheetah")`.
+
+    Args:
+        model: a path, or the name of a shipped model. A shipped name means the shipped model even where a file of that
+            name lies; that file is reached as `./halfcheetah` or as a `Path`, which always is a path.
+    Raises:
+        CheckpointError: there is no such file and no such shipped model, or the file is truncated or not a ttengine
+            checkpoint.
+    """
+    with model_file(model) as path:
+        return _read(path)
+
+
+def shipped_models() -> tuple[str, ...]:
+    """Return the names of the models that come with the package."""
+    if not MODELS.is_dir():
+        return ()
+    return tuple(sorted(file.name.removesuffix(SUFFIX) for file in MODELS.iterdir() if file.name.endswith(SUFFIX)))
+
+
+@contextlib.contextmanager
+def model_file(model: str | Path) -> Iterator[Path]:
+    """Give the file that `load` would read, for as long as the `with` block runs.
 
     Raises:
-        CheckpointError: the file is missing, truncated, or not a ttengine checkpoint.
+        CheckpointError: there is no such file and no such shipped model.
     """
-    path = Path(path)
+    path, shipped = Path(model), shipped_models()
+    if isinstance(model, str) and model in shipped:
+        with importlib.resources.as_file(MODELS / f"{model}{SUFFIX}") as resource:
+            yield resource
+        return
+    if not path.is_file():
+        if isinstance(model, str) and path.name == model and path.suffix != SUFFIX:  # looks like a name
+            names = f"shipped are {', '.join(shipped)}" if shipped else "none are shipped"
+            raise CheckpointError(f"no model {model!r}: {names}, and there is no file of that name here")
+        raise CheckpointError(f"no model file at {path}")
+    yield path
+
+
+def _read(path: Path) -> Checkpoint:
     tensors, about = read_tensors(path, FORMAT)
     try:
         model = TrajectoryTransformer(from_dict(ModelConfig, about["model"]))

@@ -130,7 +130,7 @@ def evaluate(
     """Let a model control an environment for some episodes.
 
     Args:
-        model: a checkpoint, or the path of one.
+        model: a checkpoint, the path of one, or the name of a shipped model.
         environment: where; None: the environment that the model's data came from.
         plan: the search; None: the paper's settings for the model's dataset.
         config: episodes, seeds, processes; None: ten episodes in this process.
@@ -138,7 +138,7 @@ def evaluate(
         video: file, .mp4 or .gif, that is to show the first episode.
         progress: show a progress bar on standard error, or a line an episode where that is no terminal.
     Raises:
-        CheckpointError: the file is not a model.
+        CheckpointError: there is no such model, or its file is none.
         EnvironmentNotFoundError, DatasetNotFoundError: no such environment, or the dataset does not say which.
         ConfigError, ShapeError: settings, environment and model do not fit one another; before any episode is run.
         RenderError: a video was asked for and cannot be made; before any episode is run.

@@ -6,9 +6,13 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+
+from ttengine.checkpoint import load, shipped_models
+from ttengine.config import PlanConfig, plan_preset
 
 T = TypeVar("T")
 
@@ -35,6 +39,16 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, default: Any = 
 def subject(arguments: Sequence[str]) -> str:
     """Return the first argument if it names something, so that `--help` can show the defaults that go with it."""
     return arguments[0] if arguments and not arguments[0].startswith("-") else ""
+
+
+def subject_preset(arguments: Sequence[str]) -> PlanConfig:
+    """Return the paper's planner settings for the model that the first argument names, the general ones for none.
+
+    Raises:
+        CheckpointError: its file is truncated or not a ttengine checkpoint.
+    """
+    model = subject(arguments)
+    return plan_preset(load(model).dataset) if model in shipped_models() or Path(model).is_file() else PlanConfig()
 
 
 @contextlib.contextmanager

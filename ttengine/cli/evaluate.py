@@ -11,7 +11,7 @@ from tyro import MISSING
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ttengine.checkpoint import load
-from ttengine.cli.common import parse, print_json, print_table, quiet_stdout, subject
+from ttengine.cli.common import parse, print_json, print_table, quiet_stdout, subject_preset
 from ttengine.config import PlanConfig, plan_preset
 from ttengine.controller import latency_summary
 from ttengine.evaluation import EvaluateConfig, Evaluation, evaluate
@@ -25,12 +25,13 @@ class EvaluateCommand:
     Episode e uses the seed `--seed` + e, so results depend neither on `--batch` nor on `--workers`. The defaults of the
     search are the paper's settings for the dataset that the model was trained on.
 
+        ttengine evaluate halfcheetah --episodes 1 --deadline-s 0.05
         ttengine evaluate runs/hopper/model.safetensors --episodes 10 --workers 2 --video episode.mp4
         ttengine evaluate model.safetensors --environment Hopper-v4 --plan.horizon 5 --plan.beam-width 32 --json
     """
 
-    model: Annotated[Positional[Path], arg(metavar="MODEL")]
-    """model file"""
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """model file, or the name of a shipped model"""
     environment: str | None = None
     """Gymnasium environment; else the one that the model's data came from"""
     evaluation: OmitArgPrefixes[EvaluateConfig] = field(default_factory=EvaluateConfig)
@@ -45,8 +46,7 @@ class EvaluateCommand:
 
 def run(arguments: Sequence[str]) -> None:
     """Run the command."""
-    model = Path(subject(arguments))
-    command = _parse(arguments, plan_preset(load(model).dataset) if model.is_file() else PlanConfig())
+    command = _parse(arguments, subject_preset(arguments))  # so that --help shows what the model's defaults are
     checkpoint = load(command.model)
     command = _parse(arguments, plan_preset(checkpoint.dataset))
     if command.foresight is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tyro.conf import Positional, arg
 
-from ttengine.checkpoint import Checkpoint, load
+from ttengine.checkpoint import SUFFIX, Checkpoint, load, model_file, shipped_models
 from ttengine.cli.common import parse, print_json, print_table
 from ttengine.config import DataConfig, to_dict
 from ttengine.data.check import inspect_trajectories
@@ -29,12 +29,13 @@ LONG_METADATA = 2_000
 class InfoCommand:
     """Say what is in a model file or a dataset, and what looks wrong with it.
 
+    ttengine info halfcheetah
     ttengine info runs/hopper/model.safetensors
     ttengine info hopper-medium-v2 --json
     """
 
     what: Annotated[Positional[str], arg(metavar="MODEL|DATASET")]
-    """model file, dataset file, D4RL or Minari id, or the folder of a Minari dataset"""
+    """model file, shipped model, dataset file, D4RL or Minari id, or the folder of a Minari dataset"""
     json: bool = False
     """print everything as one JSON document"""
 
@@ -42,9 +43,9 @@ class InfoCommand:
 def run(arguments: Sequence[str]) -> None:
     """Run the command."""
     command = parse(InfoCommand, arguments, "info")
-    path = Path(command.what)
-    if path.suffix == ".safetensors":
-        about = model_info(load(path), path)
+    if command.what in shipped_models() or Path(command.what).suffix == SUFFIX:
+        with model_file(command.what) as path:
+            about = model_info(load(path), path)
         rows = _model_rows(about)
     else:
         about = dataset_info(load_dataset(command.what, download=False))

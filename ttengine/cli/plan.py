@@ -13,7 +13,7 @@ from tyro import MISSING
 from tyro.conf import Positional, arg
 
 from ttengine.checkpoint import load
-from ttengine.cli.common import parse, print_json, print_table, subject
+from ttengine.cli.common import parse, print_json, print_table, subject_preset
 from ttengine.config import PlanConfig, plan_preset, to_dict
 from ttengine.context import Context
 from ttengine.errors import DataError
@@ -26,12 +26,13 @@ class PlanCommand:
 
     The defaults of the search are the paper's settings for the dataset that the model was trained on.
 
+        ttengine plan halfcheetah --observation now.json
         ttengine plan model.safetensors --observation '[1.25, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]'
         ttengine plan model.safetensors --observation now.npy --context executed.npz --plan.horizon 5 --json
     """
 
-    model: Annotated[Positional[Path], arg(metavar="MODEL")]
-    """model file"""
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """model file, or the name of a shipped model"""
     observation: str
     """the observation in environment units: a JSON list, or a .json or .npy file"""
     context: Path | None = None
@@ -51,8 +52,7 @@ class PlanCommand:
 
 def run(arguments: Sequence[str]) -> None:
     """Run the command."""
-    model = Path(subject(arguments))
-    command = _parse(arguments, plan_preset(load(model).dataset) if model.is_file() else PlanConfig())
+    command = _parse(arguments, subject_preset(arguments))  # so that --help shows what the model's defaults are
     checkpoint = load(command.model)
     command = _parse(arguments, plan_preset(checkpoint.dataset))
     planner = Planner(checkpoint, command.plan)
