@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import FAST, tiny_checkpoint
 
 from ttengine.checkpoint import Checkpoint
@@ -114,6 +115,25 @@ def test_results_do_not_depend_on_the_number_of_processes(checkpoint: Checkpoint
     checkpoint.save(path)
     spread = evaluate(path, ENV, FAST, EvaluateConfig(episodes=3, seed=5, max_steps=6, workers=2), progress=False)
     assert results(spread) == results(run(checkpoint))
+
+
+def report_threads() -> Drift:
+    """An environment that pays 100 a step for each thread that PyTorch computes with; importable by workers."""
+    return Drift(reward=100.0 * torch.get_num_threads())
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 2), (2, 1)])
+def test_a_single_worker_computes_with_every_thread_and_each_of_several_with_one(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, workers: int, threads: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # what a worker would take for itself
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = run(checkpoint, EvaluateConfig(episodes=2, workers=workers, max_steps=4), report_threads)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(found.returns / found.lengths, 100.0 * threads, atol=1.0)  # an action brings up to 0.5
 
 
 def test_a_batch_goes_on_with_those_that_are_not_over(checkpoint: Checkpoint) -> None:

@@ -1,6 +1,7 @@
 """The demo: collect mediocre data, train a small model on it, plan closed-loop, and show what that brought.
 
-The planner sees nothing but the logged transitions. Sizes are chosen for less than ten minutes on two cores.
+The planner sees nothing but the logged transitions. At the end a shipped model plans against the clock. Sizes are
+chosen for less than ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from ttengine.checkpoint import load
 from ttengine.closed_loop import Foresight
 from ttengine.config import DataConfig, ModelConfig, PlanConfig, TrainConfig, to_dict
 from ttengine.data.collect import CollectConfig, collect_to
 from ttengine.data.load import load_dataset
 from ttengine.data.trajectories import Trajectories
+from ttengine.demo_real_time import RealTimeConfig, run_real_time
 from ttengine.demo_report import announce, finish, print_report
 from ttengine.demo_stages import Stages, read_json, write_json
 from ttengine.errors import RenderError, require
@@ -58,6 +61,7 @@ TRAIN = TrainConfig(
     save_every_s=30.0,
 )
 DATA, PLAN, EVALUATE = DataConfig(), PlanConfig(horizon=3, beam_width=16), EvaluateConfig(8, seed=1000, workers=2)
+REAL_TIME = RealTimeConfig()
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class DemoConfig:
     train: TrainConfig = TRAIN
     plan: PlanConfig = PLAN
     evaluate: EvaluateConfig = EVALUATE
+    real_time: RealTimeConfig = REAL_TIME
 
     def model(self, trajectories: Trajectories) -> ModelConfig:
         """Return the sizes of the model for the collected data."""
@@ -116,6 +121,11 @@ class DemoFiles:
         return self.out / "evaluation.json"
 
     @property
+    def real_time(self) -> Path:
+        """What the shipped model did in real time."""
+        return self.out / "real_time.json"
+
+    @property
     def foresight(self) -> Path:
         """Predictions and what happened, as arrays."""
         return self.out / "foresight.npz"
@@ -150,18 +160,32 @@ def run_demo(
         console: where to write.
     Raises:
         MissingExtraError: an optional package is not installed; the message names the `pip install`.
+        CheckpointError: the model that is to plan in real time is not there.
         What the stages raise.
     """
     for module, extra in NEEDED.items():
         require(module, extra)
     began = time.perf_counter()
     config, console, files = config or DemoConfig(), console or Console(), DemoFiles(out)
-    stages = Stages(out, fresh)
+    load(config.real_time.model)  # a model that cannot be read is an error now, not after the other stages
+    stages, no_video = Stages(out, fresh), _why_no_video()
     env_id = config.collect.env_id
-    console.print(f"\n[bold]ttengine demo[/]   {env_id}, results in {out}", highlight=False)
-    no_video = _why_no_video()
     report: dict[str, Any] = {"environment": env_id, "config": to_dict(config), "stages_s": stages.seconds}
+    console.print(f"\n[bold]ttengine demo[/]   {env_id}, results in {out}", highlight=False)
+    report |= _run_stages(stages, files, config, console, video=no_video is None)
+    report |= {
+        "no_video": no_video,
+        "files": {name: str(path) for name, path in _results(files, no_video is None).items()},
+        "wall_s": time.perf_counter() - began,
+    }
+    write_json(files.report, report)
+    report = read_json(files.report)  # as a reader of the file sees it
+    print_report(console, report)
+    return report
 
+
+def _run_stages(stages: Stages, files: DemoFiles, config: DemoConfig, console: Console, video: bool) -> dict[str, Any]:
+    """Run the four stages, draw, and return what they found."""
     announce(console, 1, "Collect", f"{len(config.collect.policies)} policies, most of them poor, leave their logs")
     trajectories = _collect(stages, files, config)
     returns = trajectories.episode_returns
@@ -176,23 +200,17 @@ def run_demo(
     )
 
     announce(console, 3, "Plan", f"{config.evaluate.episodes} episodes, a beam search at every control step")
-    evaluation = _evaluate(stages, files, config, no_video is None)
+    evaluation = _evaluate(stages, files, config, video)
     finish(console, stages, f"mean return {evaluation['return']['mean']:,.0f}")
 
+    announce(console, 4, "Real time", f"the model {config.real_time.model} plans within the control period")
+    real_time = run_real_time(stages, files.real_time, config.real_time)
+    finish(console, stages, f"return {real_time['return']['mean']:,.0f}")
+
     _draw(files, evaluation, returns)
-    report |= _behaviour(trajectories)
-    report |= {
-        "planner": evaluation,
-        "ratio": evaluation["return"]["mean"] / report["behaviour"]["mean"],
-        "training": about,
-        "no_video": no_video,
-        "files": {name: str(path) for name, path in _results(files, no_video is None).items()},
-        "wall_s": time.perf_counter() - began,
-    }
-    write_json(files.report, report)
-    report = read_json(files.report)  # as a reader of the file sees it
-    print_report(console, report)
-    return report
+    behaviour = _behaviour(trajectories)
+    ratio = evaluation["return"]["mean"] / behaviour["mean"]
+    return {"behaviour": behaviour, "planner": evaluation, "ratio": ratio, "real_time": real_time, "training": about}
 
 
 def _collect(stages: Stages, files: DemoFiles, config: DemoConfig) -> Trajectories:
@@ -256,14 +274,12 @@ def _draw(files: DemoFiles, evaluation: dict[str, Any], behaviour: Any) -> None:
 def _behaviour(trajectories: Trajectories) -> dict[str, Any]:
     returns = trajectories.episode_returns
     return {
-        "behaviour": {
-            "mean": float(returns.mean()),
-            "std": float(returns.std()),
-            "median": float(np.median(returns)),
-            "best": float(returns.max()),
-            "episodes": trajectories.n_episodes,
-            "transitions": len(trajectories),
-        }
+        "mean": float(returns.mean()),
+        "std": float(returns.std()),
+        "median": float(np.median(returns)),
+        "best": float(returns.max()),
+        "episodes": trajectories.n_episodes,
+        "transitions": len(trajectories),
     }
 
 

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ttengine.demo_real_time import describe_real_time
 from ttengine.demo_stages import Stages
 
 
@@ -44,6 +45,7 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
     console.print()
     console.print(table)
     console.print(_latency(planner), highlight=False)
+    console.print(f"\n{describe_real_time(report['real_time'])}", highlight=False)
     console.print()
     for name, path in report["files"].items():
         console.print(f"{name:<12} {path}", highlight=False, soft_wrap=True)

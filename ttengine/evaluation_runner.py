@@ -46,7 +46,7 @@ class EvaluateConfig:
     batch: int = 1
     """episodes that one process runs side by side, planned for in one call, whose latency is then the whole call's"""
     workers: int = 1
-    """processes; with more than one, each computes with one thread"""
+    """processes; with more than one, each computes with one thread, unless the plan's `threads` says otherwise"""
     deadline_s: float | None = None
     """time for one plan; what does not fit is cut, and a plan that comes later is counted"""
 

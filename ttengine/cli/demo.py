@@ -12,7 +12,7 @@ from ttengine.demo import run_demo
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Collect data from mediocre policies, train a small model, plan closed-loop, report.
+    """Collect data from mediocre policies, train a small model, plan closed-loop; run a shipped model in real time.
 
     Less than ten minutes on two cores. A stage whose result is there and whose inputs are unchanged is not done again.
 
