@@ -8,16 +8,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := requirements/pinned.txt
 ROOT := $(CURDIR)
-CPP := $(wildcard csrc/*.h csrc/*.cpp tests/cpp/*.h tests/cpp/*.cpp)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp)
 
 ifeq ($(shell uname -s),Linux)
   export MUJOCO_GL ?= egl
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell getconf _NPROCESSORS_ONLN)
 unexport PYTHONPATH
 
 .DELETE_ON_ERROR:
-.PHONY: demo test develop install lint types cpp-tests python-tests clean
+.PHONY: demo test develop install lint types cpp-tests cpp-portability python-tests clean
 
 demo: install
 	$(BIN)/ttengine demo --out runs/demo
@@ -56,6 +57,22 @@ cpp-tests: $(VENV)/.pinned
 	$(BIN)/cmake --workflow --preset release
 	$(BIN)/cmake --workflow --preset asan-ubsan
 	$(BIN)/cmake --workflow --preset tsan
+	$(MAKE) cpp-portability
+
+# what this machine has no compiler for, and cannot install, is left out and named; what it can build has to pass
+cpp-portability: $(VENV)/.pinned
+	sh requirements/compilers.sh
+	@if command -v clang++ >/dev/null; then \
+	  pybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) $(BIN)/cmake --workflow --preset clang; \
+	else echo "SKIPPED: build and tests with Clang; clang++ is not here"; fi
+	@if ! command -v aarch64-linux-gnu-g++ >/dev/null; then \
+	  echo "SKIPPED: build and tests for arm64; aarch64-linux-gnu-g++ is not here"; \
+	elif command -v qemu-aarch64 >/dev/null || command -v qemu-aarch64-static >/dev/null; then \
+	  $(BIN)/cmake --workflow --preset arm64; \
+	else \
+	  $(BIN)/cmake --preset arm64 && $(BIN)/cmake --build --preset arm64 && \
+	  echo "SKIPPED: tests for arm64, which was built; qemu-aarch64 is not here"; \
+	fi
 
 # from an empty folder, so that the installed package is found and not the source beside this file
 types: install

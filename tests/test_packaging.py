@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
+import re
+import shutil
+import subprocess
 import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
@@ -142,6 +146,64 @@ def ttengine_version() -> str:
 
 
 def test_no_build_file_asks_for_the_builders_own_processor(repository: Path) -> None:
-    for name in ("CMakeLists.txt", "CMakePresets.json", "setup.py", "Makefile"):
+    names = ("CMakeLists.txt", "CMakePresets.json", "setup.py", "Makefile", "cmake/arm64.cmake")
+    for name in (*names, "tests/cpp/CMakeLists.txt"):
         text = "\n".join(line for line in (repository / name).read_text().splitlines() if not line.startswith("#"))
         assert "march=native" not in text and "mtune=native" not in text, name
+
+
+# --- the build matrix ----------------------------------------------------------------------------------------------
+
+
+def test_make_runs_every_cmake_workflow(repository: Path) -> None:
+    workflows = {each["name"] for each in json.loads((repository / "CMakePresets.json").read_text())["workflowPresets"]}
+    run = set(re.findall(r"--workflow --preset ([\w-]+)", (repository / "Makefile").read_text()))
+    assert run == workflows >= {"release", "asan-ubsan", "tsan", "clang", "arm64"}
+
+
+@pytest.fixture
+def bare_machine(tmp_path: Path) -> Path:
+    """A folder to be the PATH of a machine with a shell and no compiler, whose user is not root."""
+    shell = shutil.which("sh")
+    assert shell is not None
+    (tmp_path / "sh").symlink_to(shell)
+    make_program(tmp_path / "id", "echo 1000")
+    return tmp_path
+
+
+def make_program(path: Path, body: str) -> None:
+    """Write a shell script that can be run."""
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+def see_to_compilers(repository: Path, path: Path) -> str:
+    """Run the script that sees to the compilers, with a PATH of one folder, and return what it said."""
+    command = [str(path / "sh"), str(repository / "requirements" / "compilers.sh")]
+    return subprocess.run(command, env={"PATH": str(path)}, capture_output=True, text=True, check=True).stdout
+
+
+COMPILERS = " clang g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
+
+
+def test_compilers_that_cannot_be_installed_are_named_and_are_no_failure(repository: Path, bare_machine: Path) -> None:
+    said = see_to_compilers(repository, bare_machine)
+    assert said == f"compilers are missing and were not installed, there is no apt-get (Debian's names):{COMPILERS}\n"
+    make_program(bare_machine / "apt-get", "echo it ran")
+    make_program(bare_machine / "clang++", "")
+    said = see_to_compilers(repository, bare_machine)
+    assert "only root can install them" in said and "it ran" not in said
+    assert said.endswith(f":{COMPILERS.replace(' clang', '')}\n")
+
+
+def test_compilers_are_installed_by_root_and_a_failure_is_said(repository: Path, bare_machine: Path) -> None:
+    make_program(bare_machine / "id", "echo 0")
+    make_program(bare_machine / "apt-get", 'echo apt-get "$@"')
+    said = see_to_compilers(repository, bare_machine)
+    assert f"install -y --no-install-recommends{COMPILERS}\n" in said
+    assert "were not installed" not in said
+    make_program(bare_machine / "apt-get", "exit 100")
+    assert "were not installed, apt-get failed" in see_to_compilers(repository, bare_machine)
+    for name in ("clang++", "aarch64-linux-gnu-g++", "qemu-aarch64-static"):
+        make_program(bare_machine / name, "")
+    assert see_to_compilers(repository, bare_machine) == ""
