@@ -5,7 +5,7 @@ from __future__ import annotations
 from ttengine.errors import EngineError
 
 try:
-    from ttengine._native import PagePool, PagePoolError, build_info
+    from ttengine._native import BlockTable, PagePool, PagePoolError, Search, available_isas, build_info
 except ImportError as error:
     # no fallback: whoever asked for native code must not be served something slower without knowing
     raise EngineError(
@@ -13,4 +13,4 @@ except ImportError as error:
         "(pip install -e . when Python runs inside the repository, where it finds the source first)"
     ) from error
 
-__all__ = ["PagePool", "PagePoolError", "build_info"]
+__all__ = ["BlockTable", "PagePool", "PagePoolError", "Search", "available_isas", "build_info"]

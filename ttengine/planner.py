@@ -21,7 +21,7 @@ from torch import Tensor
 from ttengine.checkpoint import Checkpoint, load
 from ttengine.config import WINDOW_CONTEXT, PlanConfig, plan_preset
 from ttengine.context import Context
-from ttengine.engines import ENGINES, Candidates, Counters, Engine, NoiseKey
+from ttengine.engines import Candidates, Counters, Engine, NoiseKey, make_engine
 from ttengine.errors import ConfigError, NonFiniteError, ShapeError
 from ttengine.kernels.reference import select_beams
 from ttengine.objectives import Objective, check_score, discounted_return
@@ -142,8 +142,8 @@ class Planner:
         if objective is not None and self.config.objective != "return":
             raise ConfigError("an objective scores rounds; it goes with objective='return', not 'likelihood'")
         self.objective = objective or discounted_return(self.config.discount)
-        self.engine_name = next(iter(ENGINES)) if self.config.engine == "auto" else self.config.engine
-        self.engine: Engine = ENGINES[self.engine_name](self.model, self.discretizer, self.config)
+        self.engine: Engine
+        self.engine_name, self.engine = make_engine(self.model, self.discretizer, self.config)
         self._device = torch.device(device)
 
     @property

@@ -166,7 +166,9 @@ class _Problem:
             unseen = self.tokens[:, self.cache.start + self.cache.tokens :]
             goal = None if self.goal is None else self.goal.expand(len(unseen), -1)
             hidden = self.model.hidden(unseen, goal, self.cache)
-            self.logits = self.model.head(hidden[:, -1:], self.tokens.shape[1] - 1)[:, 0]
+            logits = self.model.head(hidden[:, -1:], self.tokens.shape[1] - 1)[:, 0]
+            # a matrix product may round equal rows differently, by their place in the batch: but a tie has to be a tie
+            self.logits = logits[first_equal_row(self.tokens[:, self.cache.start :])]
             self.counters.token_steps += 1
             self.counters.physical_rows += unseen.numel()
             self.counters.logical_rows += unseen.numel()
@@ -193,6 +195,13 @@ def draw(probabilities: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
     if sampling.greedy:
         return ops.greedy_tokens(probabilities)
     return ops.sample_tokens(ops.filter_tokens(probabilities, sampling.cdf, sampling.k), noise)
+
+
+def first_equal_row(rows: Tensor) -> Tensor:
+    """Return for each row the first that equals it. rows [R, T] -> [R] int64."""
+    distinct, group = torch.unique(rows, dim=0, return_inverse=True)
+    index = torch.arange(len(rows), device=rows.device)
+    return index.new_full((len(distinct),), len(rows)).scatter_reduce(0, group, index, "amin")[group]
 
 
 def window_tokens(model: ModelConfig, config: PlanConfig) -> int:

@@ -1,0 +1,184 @@
+// Passes rows of tokens through the Transformer: all layers, rows split over a team of threads.
+#include "forward.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace ttengine {
+namespace {
+
+constexpr std::size_t kBlockRows = 24;  // rows whose activations a thread keeps in its first caches
+
+PageShape page_shape(const ModelShape& shape, std::size_t slots) {
+  PageShape page;
+  page.slots = slots;
+  page.slots_padded = slots == 1 ? 1 : round_up(slots, 8);
+  page.heads = shape.heads;
+  page.head_width = shape.head_width();
+  page.head_padded = round_up(page.head_width, 8);
+  page.keys_floats = round_up(page.heads * page.head_width * page.slots_padded, kRowAlign);
+  page.layer_floats = round_up(page.keys_floats + page.heads * page.slots * page.head_padded, kRowAlign);
+  return page;
+}
+
+}  // namespace
+
+Forward::Forward(const Weights& weights, ThreadTeam& team, std::size_t turns)
+    : weights_(weights),
+      shape_(weights.shape()),
+      kernels_(weights.kernels()),
+      team_(team),
+      round_(page_shape(shape_, shape_.transition_dim() - 1)),
+      single_(page_shape(shape_, 1)),
+      scratch_(team.size()) {
+  const std::size_t pairs = shape_.pairs();
+  cos_.resize(turns * pairs);
+  sin_.resize(turns * pairs);
+  for (std::size_t turn = 0; turn < turns; ++turn) {
+    for (std::size_t p = 0; p < pairs; ++p) {
+      const double frequency = std::pow(10000.0, -static_cast<double>(p) / static_cast<double>(pairs));
+      const double angle = static_cast<double>(turn) * frequency;
+      cos_[turn * pairs + p] = static_cast<float>(std::cos(angle));
+      sin_[turn * pairs + p] = static_cast<float>(std::sin(angle));
+    }
+  }
+  const std::size_t Dp = shape_.padded_width();
+  for (Scratch& scratch : scratch_) {
+    scratch.normed.grow(kBlockRows * Dp);
+    scratch.mixed.grow(kBlockRows * Dp);
+    scratch.qkv.grow(kBlockRows * round_up(3 * shape_.width, kRowAlign));
+    scratch.hidden.grow(kBlockRows * round_up(4 * shape_.width, kRowAlign));
+    scratch.logits.grow(kBlockRows * round_up(shape_.outputs(), kRowAlign));
+    scratch.pages.resize(kBlockRows);
+    scratch.counts.resize(kBlockRows);
+  }
+}
+
+void Forward::run(const Batch& batch, std::size_t head_column,
+                  const std::function<void(std::size_t, const float*)>& finish) {
+  const std::size_t rows = batch.rows.size(), Dp = shape_.padded_width();
+  x_.grow(rows * Dp);
+  query_.grow(rows * Dp);
+  std::size_t most_pages = 0;
+  for (const Row& row : batch.rows) most_pages = std::max<std::size_t>(most_pages, row.page_count);
+  const std::size_t most_scores = round_up(most_pages * std::max<std::size_t>(round_.slots_padded, 8), kRowAlign);
+  for (Scratch& scratch : scratch_) {
+    scratch.attention.grow(attend_scratch(kBlockRows, most_pages, most_scores, round_));
+    scratch.offsets.resize(std::max(scratch.offsets.size(), kBlockRows * most_pages));
+  }
+  team_.run([&](std::size_t thread) {
+    Scratch& scratch = scratch_[thread];
+    const Share mine(rows, team_.size(), thread);
+    for (std::size_t r = mine.first; r < mine.end; ++r) embed(batch.rows[r], x_.data() + r * Dp);
+    for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
+      for (std::size_t r = mine.first; r < mine.end; r += kBlockRows) {
+        project(batch, layer, r, std::min(r + kBlockRows, mine.end), scratch);
+      }
+      if (!batch.independent) team_.barrier();
+      for (std::size_t r = mine.first; r < mine.end; r += kBlockRows) {
+        mix(batch, layer, r, std::min(r + kBlockRows, mine.end), scratch);
+      }
+    }
+    predict(batch, head_column, mine, scratch, finish);
+  });
+  const std::size_t D = shape_.width, L = shape_.layers;
+  flops_ += 24 * D * D * L * rows + 4 * D * L * attended(batch) + 2 * D * shape_.outputs() * batch.outputs;
+}
+
+void Forward::embed(const Row& row, float* x) const {
+  if (row.goal) {
+    weights_.embed_goal(row.token, row.position, x);
+  } else {
+    weights_.embed(row.token, row.position, x);
+  }
+}
+
+// Queries, keys and values of a block of rows; keys and values go to their pages.
+void Forward::project(const Batch& batch, std::size_t layer, std::size_t first, std::size_t end, Scratch& scratch) {
+  const Layer& weights = weights_.layers()[layer];
+  const std::size_t D = shape_.width, Dp = shape_.padded_width(), stride = round_up(3 * D, kRowAlign);
+  float* qkv = scratch.qkv.data();
+  kernels_.layer_norm(x_.data() + first * Dp, end - first, D, Dp, weights.attention_gain, weights.attention_shift,
+                      scratch.normed.data());
+  kernels_.matmul(scratch.normed.data(), Dp, end - first, weights.qkv, qkv, stride, Epilogue::store);
+  for (std::size_t r = first; r < end; ++r, qkv += stride) {
+    const Row& row = batch.rows[r];
+    std::copy(qkv, qkv + D, query_.data() + r * Dp);
+    if (row.page == nullptr) continue;
+    const std::size_t table = row.turn * shape_.pairs();
+    kernels_.write_slot(qkv + D, qkv + 2 * D, row.single ? single_ : round_, row.page, layer, row.slot, shape_.pairs(),
+                        cos_.data() + table, sin_.data() + table, row.goal);
+  }
+}
+
+// Attention and the MLP of a block of rows.
+void Forward::mix(const Batch& batch, std::size_t layer, std::size_t first, std::size_t end, Scratch& scratch) {
+  const Layer& weights = weights_.layers()[layer];
+  const std::size_t D = shape_.width, Dp = shape_.padded_width(), rows = end - first;
+  const std::size_t hidden = round_up(4 * D, kRowAlign);
+  std::size_t most_pages = 0;
+  for (std::size_t r = 0; r < rows; ++r) {
+    const Row& row = batch.rows[first + r];
+    scratch.pages[r] = batch.pages.data() + row.first_page;
+    scratch.counts[r] = row.page_count;
+    most_pages = std::max<std::size_t>(most_pages, row.page_count);
+  }
+  float* x = x_.data() + first * Dp;
+  kernels_.attend({rows, query_.data() + first * Dp, Dp, scratch.mixed.data(), Dp, scratch.pages.data(),
+                   scratch.counts.data(), layer, &round_, &single_, shape_.pairs(), cos_.data(), sin_.data(),
+                   scratch.attention.data(), scratch.offsets.data(), most_pages,
+                   round_up(most_pages * std::max<std::size_t>(round_.slots_padded, 8), kRowAlign)});
+  kernels_.matmul(scratch.mixed.data(), Dp, rows, weights.projection, x, Dp, Epilogue::add);
+  kernels_.layer_norm(x, rows, D, Dp, weights.mlp_gain, weights.mlp_shift, scratch.normed.data());
+  kernels_.matmul(scratch.normed.data(), Dp, rows, weights.mlp_in, scratch.hidden.data(), hidden, Epilogue::gelu);
+  kernels_.matmul(scratch.hidden.data(), hidden, rows, weights.mlp_out, x, Dp, Epilogue::add);
+}
+
+// Logits of those of a thread's rows that have an output.
+void Forward::predict(const Batch& batch, std::size_t column, Share share, Scratch& scratch,
+                      const std::function<void(std::size_t, const float*)>& finish) {
+  const std::size_t D = shape_.width, Dp = shape_.padded_width(), stride = round_up(shape_.outputs(), kRowAlign);
+  std::size_t outputs[kBlockRows], count = 0;
+  for (std::size_t r = share.first; r < share.end; ++r) {
+    if (batch.rows[r].output >= 0) {
+      std::copy(x_.data() + r * Dp, x_.data() + (r + 1) * Dp, scratch.mixed.data() + count * Dp);
+      outputs[count++] = static_cast<std::size_t>(batch.rows[r].output);
+    }
+    if (count == 0 || (count < kBlockRows && r + 1 < share.end)) continue;
+    kernels_.layer_norm(scratch.mixed.data(), count, D, Dp, weights_.final_gain(), weights_.final_shift(),
+                        scratch.normed.data());
+    kernels_.matmul(scratch.normed.data(), Dp, count, weights_.head(column), scratch.logits.data(), stride,
+                    Epilogue::store);
+    for (std::size_t i = 0; i < count; ++i) finish(outputs[i], scratch.logits.data() + i * stride);
+    count = 0;
+  }
+}
+
+std::size_t Forward::attended(const Batch& batch) const {
+  std::size_t slots = 0;
+  for (const Row& row : batch.rows) {
+    for (std::size_t i = 0; i < row.page_count; ++i) {
+      const VisiblePage& page = batch.pages[row.first_page + i];
+      slots += page.end - page.first;
+    }
+  }
+  return slots;
+}
+
+void Forward::copy_slots(const std::byte* from, std::byte* to, std::size_t slots) const {
+  const auto* source = reinterpret_cast<const float*>(from);
+  auto* target = reinterpret_cast<float*>(to);
+  for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
+    const std::size_t keys = layer * round_.layer_floats, values = keys + round_.keys_floats;
+    for (std::size_t d = 0; d < round_.heads * round_.head_width; ++d) {
+      const std::size_t at = keys + d * round_.slots_padded;
+      std::copy(source + at, source + at + slots, target + at);
+    }
+    for (std::size_t head = 0; head < round_.heads; ++head) {
+      const std::size_t at = values + head * round_.slots * round_.head_padded;
+      std::copy(source + at, source + at + slots * round_.head_padded, target + at);
+    }
+  }
+}
+
+}  // namespace ttengine
