@@ -7,6 +7,7 @@
 #include <new>
 
 #include "checked.h"
+#include "memory.h"
 
 namespace ttengine {
 
@@ -20,7 +21,10 @@ class AlignedFloats {
     if (size <= size_) return;
     const auto bytes = checked_multiply(size, sizeof(float));
     if (!bytes) throw std::bad_alloc();
-    data_.reset(static_cast<float*>(::operator new(*bytes, std::align_val_t{64})));
+    AlignedDelete deleter;
+    void* storage = allocate_aligned(*bytes, deleter);
+    if (storage == nullptr) throw std::bad_alloc();
+    data_ = {static_cast<float*>(storage), deleter};
     std::fill(data_.get(), data_.get() + size, 0.0f);
     size_ = size;
   }
@@ -30,10 +34,7 @@ class AlignedFloats {
   std::size_t size() const noexcept { return size_; }
 
  private:
-  struct Free {
-    void operator()(float* floats) const noexcept { ::operator delete(floats, std::align_val_t{64}); }
-  };
-  std::unique_ptr<float, Free> data_;
+  std::unique_ptr<float, AlignedDelete> data_;
   std::size_t size_ = 0;
 };
 

@@ -12,11 +12,10 @@ constexpr std::size_t kBlockRows = 24;  // rows whose activations a thread keeps
 PageShape page_shape(const ModelShape& shape, std::size_t slots) {
   PageShape page;
   page.slots = slots;
-  page.slots_padded = slots == 1 ? 1 : round_up(slots, 8);
   page.heads = shape.heads;
   page.head_width = shape.head_width();
   page.head_padded = round_up(page.head_width, 8);
-  page.keys_floats = round_up(page.heads * page.head_width * page.slots_padded, kRowAlign);
+  page.keys_floats = round_up(page.heads * page.head_width * (slots == 1 ? 1 : round_up(slots, kSlotBlock)), kRowAlign);
   page.layer_floats = round_up(page.keys_floats + page.heads * page.slots * page.head_padded, kRowAlign);
   return page;
 }
@@ -61,10 +60,11 @@ void Forward::run(const Batch& batch, std::size_t head_column,
   query_.grow(rows * Dp);
   std::size_t most_pages = 0;
   for (const Row& row : batch.rows) most_pages = std::max<std::size_t>(most_pages, row.page_count);
-  const std::size_t most_scores = round_up(most_pages * std::max<std::size_t>(round_.slots_padded, 8), kRowAlign);
+  const std::size_t most_scores = round_up(most_pages * round_up(round_.slots, kSlotBlock), kRowAlign);
   for (Scratch& scratch : scratch_) {
     scratch.attention.grow(attend_scratch(kBlockRows, most_pages, most_scores, round_));
     scratch.offsets.resize(std::max(scratch.offsets.size(), kBlockRows * most_pages));
+    scratch.runs.resize(scratch.offsets.size());
   }
   team_.run([&](std::size_t thread) {
     Scratch& scratch = scratch_[thread];
@@ -126,8 +126,8 @@ void Forward::mix(const Batch& batch, std::size_t layer, std::size_t first, std:
   float* x = x_.data() + first * Dp;
   kernels_.attend({rows, query_.data() + first * Dp, Dp, scratch.mixed.data(), Dp, scratch.pages.data(),
                    scratch.counts.data(), layer, &round_, &single_, shape_.pairs(), cos_.data(), sin_.data(),
-                   scratch.attention.data(), scratch.offsets.data(), most_pages,
-                   round_up(most_pages * std::max<std::size_t>(round_.slots_padded, 8), kRowAlign)});
+                   scratch.attention.data(), scratch.offsets.data(), scratch.runs.data(), most_pages,
+                   round_up(most_pages * round_up(round_.slots, kSlotBlock), kRowAlign)});
   kernels_.matmul(scratch.mixed.data(), Dp, rows, weights.projection, x, Dp, Epilogue::add);
   kernels_.layer_norm(x, rows, D, Dp, weights.mlp_gain, weights.mlp_shift, scratch.normed.data());
   kernels_.matmul(scratch.normed.data(), Dp, rows, weights.mlp_in, scratch.hidden.data(), hidden, Epilogue::gelu);
@@ -170,10 +170,9 @@ void Forward::copy_slots(const std::byte* from, std::byte* to, std::size_t slots
   auto* target = reinterpret_cast<float*>(to);
   for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
     const std::size_t keys = layer * round_.layer_floats, values = keys + round_.keys_floats;
-    for (std::size_t d = 0; d < round_.heads * round_.head_width; ++d) {
-      const std::size_t at = keys + d * round_.slots_padded;
-      std::copy(source + at, source + at + slots, target + at);
-    }
+    // whole blocks: the slots past the last one are written before they are read
+    const std::size_t floats = round_up(slots, kSlotBlock) * round_.heads * round_.head_width;
+    std::copy(source + keys, source + keys + floats, target + keys);
     for (std::size_t head = 0; head < round_.heads; ++head) {
       const std::size_t at = values + head * round_.slots * round_.head_padded;
       std::copy(source + at, source + at + slots * round_.head_padded, target + at);

@@ -60,7 +60,9 @@ class Forward {
   struct Scratch {
     AlignedFloats normed, qkv, mixed, hidden, logits, attention;
     std::vector<const VisiblePage*> pages;
-    std::vector<std::size_t> counts, offsets;
+    std::vector<std::size_t> counts;
+    std::vector<std::uint32_t> offsets;
+    std::vector<PageRun> runs;
   };
 
   void embed(const Row& row, float* x) const;

@@ -19,7 +19,7 @@ std::size_t stride_of(std::size_t page_bytes) {
   return *stride;
 }
 
-std::byte* allocate(std::size_t capacity, std::size_t stride_bytes) {
+std::unique_ptr<std::byte, AlignedDelete> allocate(std::size_t capacity, std::size_t stride_bytes) {
   if (capacity == 0 || capacity > PagePool::kMaxCapacity) {
     throw PagePoolError("capacity is " + std::to_string(capacity) + " pages, allowed is 1 to " +
                         std::to_string(PagePool::kMaxCapacity));
@@ -31,9 +31,10 @@ std::byte* allocate(std::size_t capacity, std::size_t stride_bytes) {
     throw PagePoolError(asked + " overflow the address space; use fewer or smaller pages");
   }
   // not zeroed: the system maps a page when it is first written, so memory grows with the live pages
-  void* bytes = ::operator new(*total, std::align_val_t{PagePool::kAlignment}, std::nothrow);
+  AlignedDelete deleter;
+  void* bytes = allocate_aligned(*total, deleter);
   if (bytes == nullptr) throw PagePoolError("the system refused " + asked + "; use fewer or smaller pages");
-  return static_cast<std::byte*>(bytes);
+  return {static_cast<std::byte*>(bytes), deleter};
 }
 
 }  // namespace

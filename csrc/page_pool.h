@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "memory.h"
+
 namespace ttengine {
 
 // A page pool was asked for something that it cannot do; the pool is as it was before the call.
@@ -64,17 +66,13 @@ class PagePool {
   std::size_t peak() const noexcept { return peak_; }  // most pages live at once since construction
 
  private:
-  struct FreeAligned {
-    void operator()(std::byte* bytes) const noexcept { ::operator delete(bytes, std::align_val_t{kAlignment}); }
-  };
-
   PageId take() noexcept;
   void check_known(PageId page) const;
   void check_live(PageId page, const char* verb) const;
 
   std::size_t page_bytes_;
   std::size_t stride_bytes_;
-  std::unique_ptr<std::byte, FreeAligned> storage_;
+  std::unique_ptr<std::byte, AlignedDelete> storage_;
   std::vector<std::uint32_t> references_;  // by page
   std::vector<PageId> free_;               // a stack: the last one is handed out next
   std::size_t peak_ = 0;

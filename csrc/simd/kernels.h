@@ -22,13 +22,15 @@ struct PackedMatrix {
 
 enum class Epilogue { store, gelu, add };  // c = ab + bias; c = gelu(ab + bias); c += ab + bias
 
-// How one page lies in memory, in floats. By layer: keys [heads][head_width][slots_padded], so that a vector holds
-// neighbouring slots; then values [heads][slots][head_padded], so that a vector holds neighbouring dims.
+// How one page lies in memory, in floats. By layer: keys [blocks][heads][head_width][kSlotBlock], so that a vector holds
+// neighbouring slots; then values [heads][slots][head_padded], so that a vector holds neighbouring dims. The keys of a
+// one-token page are [heads][head_width].
 struct PageShape {
-  std::size_t slots, slots_padded;  // one-token pages are not padded
-  std::size_t heads, head_width, head_padded;
+  std::size_t slots, heads, head_width, head_padded;
   std::size_t keys_floats, layer_floats;
 };
+
+constexpr std::size_t kSlotBlock = 8;  // slots of a page that are taken together
 
 // The part of a page that a row attends to.
 struct VisiblePage {
@@ -36,6 +38,11 @@ struct VisiblePage {
   std::uint32_t first, end;  // slots
   std::uint32_t turn;        // position of the query minus that of the page: which rotation meets its keys
   bool single;               // a one-token page
+};
+
+// Neighbouring rows that see the same part of the same page, the same place in their lists.
+struct PageRun {
+  std::uint32_t page, first_row, rows;
 };
 
 struct AttendArguments {
@@ -51,7 +58,8 @@ struct AttendArguments {
   std::size_t pairs;        // dims in half of each turned part; 0: nothing turns
   const float *cos, *sin;   // [turn][pairs]
   float* scratch;           // attend_scratch() floats
-  std::size_t* offsets;     // [rows][most_pages], scratch too
+  std::uint32_t* offsets;   // scratch too: [rows][most_pages]
+  PageRun* runs;            // [rows * most_pages]
   std::size_t most_pages;   // largest page count of any row
   std::size_t most_scores;  // floats for one row's scores, a multiple of 16
 };
@@ -62,7 +70,7 @@ constexpr std::size_t round_up(std::size_t a, std::size_t step) { return (a + st
 
 inline std::size_t attend_scratch(std::size_t rows, std::size_t most_pages, std::size_t most_scores,
                                   const PageShape& shape) {
-  return rows * (most_pages * shape.head_width + most_scores + shape.head_padded);
+  return rows * shape.heads * (most_pages * shape.head_width + most_scores + shape.head_padded + 1);
 }
 
 struct Kernels {
