@@ -78,15 +78,18 @@ class Discretizer:
             ShapeError: the columns reach past the last one.
             NonFiniteError: a number is NaN (infinities fall in the outermost bins).
         """
-        edges = self._columns(first_column, numbers.shape[-1])
-        flat = numbers.to(torch.float32).reshape(-1, numbers.shape[-1]).T.contiguous()  # searchsorted works along rows
-        if bool(torch.isnan(flat).any()):
+        edges = self._columns(first_column, numbers.shape[-1]).cpu().numpy()
+        flat = numbers.detach().to("cpu", torch.float32).reshape(-1, numbers.shape[-1]).T.contiguous().numpy()
+        if np.isnan(flat).any():
             raise NonFiniteError("cannot encode NaN: a bin needs a number")
-        right = torch.searchsorted(edges, flat, right=True) - 1  # the last edge <= number
+        # NumPy's search: torch's wakes a thread pool for a few hundred numbers, and a plan has better use for the cores
+        columns = list(zip(edges, flat, strict=True))
+        right = np.stack([np.searchsorted(edge, column, side="right") for edge, column in columns]) - 1
         if not self.last_duplicate:
-            left = torch.searchsorted(edges, flat)  # the first edge >= number
-            right = torch.where(right > left, left, right)  # equals several edges: the zero-width bin
-        return right.clamp(0, self.n_bins - 1).T.reshape(numbers.shape)
+            left = np.stack([np.searchsorted(edge, column) for edge, column in columns])  # the first edge >= number
+            right = np.where(right > left, left, right)  # equals several edges: the zero-width bin
+        tokens = torch.from_numpy(right.clip(0, self.n_bins - 1)).T.reshape(numbers.shape)
+        return tokens.to(numbers.device)
 
     def decode(self, tokens: Tensor, first_column: int = 0) -> Tensor:
         """Return the mid-point of each token's bin; a stop token decodes as bin V-1, as in the released code.

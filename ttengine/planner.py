@@ -199,7 +199,7 @@ class Planner:
             NoiseKey(int(s), int(p))
             for s, p in zip(_per_problem(seeds, problems, "seed"), _per_problem(step, problems, "step"), strict=True)
         ]
-        with torch.inference_mode():
+        with torch.inference_mode(), self.engine.cores():
             prefixes = [self._prefix(o, c) for o, c in zip(observations, contexts, strict=True)]
             encoded = None if goals is None else [self.discretizer.encode(self._tensor(g)) for g in goals]
             self.engine.prefill(prefixes, encoded, keys)

@@ -124,6 +124,9 @@ inline IntN<kLanes> first_lanes(std::size_t count) {
 
 // The sum of all lanes, pairwise: the same tree whatever surrounds it.
 inline float sum(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(v);
+#endif
   float lane[kLanes];
   store(lane, v);
   for (int width = kLanes / 2; width > 0; width /= 2) {
@@ -133,6 +136,9 @@ inline float sum(Vec v) {
 }
 
 inline float highest(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#endif
   float lane[kLanes];
   store(lane, v);
   for (int width = kLanes / 2; width > 0; width /= 2) {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -63,6 +64,16 @@ class CppEngine:
     def isa(self) -> str:
         """The instruction set in use."""
         return self._search.isa
+
+    @contextmanager
+    def cores(self) -> Iterator[None]:
+        """Keep PyTorch to the calling thread: its pool spins after each use, on a core that this engine needs."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
         """Begin B searches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -114,6 +115,10 @@ class Engine(Protocol):
     """Runs a batch of B searches: expand, select, observe a round, or `branch` at every token."""
 
     counters: Counters
+
+    def cores(self) -> AbstractContextManager[None]:
+        """Return a context in which the cores are the engine's; a plan runs in it, its objective included."""
+        ...
 
     def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
         """Begin B searches.

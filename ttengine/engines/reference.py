@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ class ReferenceEngine:
         self.config = config
         self.counters = Counters()
         self._problems: list[_Problem] = []
+
+    def cores(self) -> AbstractContextManager[None]:
+        """PyTorch computes, with its own threads."""
+        return nullcontext()
 
     def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
         """Begin B searches."""
