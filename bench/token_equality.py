@@ -106,6 +106,7 @@ def decision_margin(probabilities: Tensor, sampling: Sampling, noise: float, our
     if sampling.cdf is not None:
         ascending = probabilities.sort().values.cumsum(0)
         margins.append(float((ascending - sampling.cdf).abs().min()))  # the filter's edge
+        margins.append(float(weights[weights > 0].min() - probabilities[weights == 0].max()))  # and who is beside it
     if sampling.k is not None:
         top = probabilities.topk(min(sampling.k + 1, len(probabilities))).values
         margins.append(float(top[-2] - top[-1]))

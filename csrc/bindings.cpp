@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -44,11 +46,20 @@ void unlocked(const Work& work) {
   work();
 }
 
-// Lets Ctrl-C through: raises the exception of a pending signal.
-void check_signals() {
-  const py::gil_scoped_acquire acquire;
-  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-}
+// Lets Ctrl-C through: raises the exception of a pending signal. Now and then only: another thread may hold the lock.
+class SignalCheck {
+ public:
+  void operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::milliseconds(50)) return;
+    last_ = now;
+    const py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
 
 Isa isa_of(const std::optional<std::string>& name) {
   if (!name) return ttengine::available_isas().front();
@@ -64,12 +75,18 @@ ttengine::Sampling sampling_of(const py::handle& sampling) {
 }
 
 // model, plan: ttengine.config.ModelConfig and PlanConfig.
-std::unique_ptr<Search> make_search(const py::handle& model, const py::dict& weights, Floats reward_edges, Floats value_edges,
-                   const py::handle& plan, std::size_t window_tokens, std::size_t threads,
-                   const std::optional<std::string>& isa) {
+std::unique_ptr<Search> make_search(const py::handle& model, const py::dict& weights, Floats reward_edges,
+                                    Floats value_edges, const py::handle& plan, std::size_t window_tokens,
+                                    std::size_t threads, const std::optional<std::string>& isa) {
   const auto size = [&](const char* name) { return model.attr(name).cast<std::size_t>(); };
-  const ttengine::ModelShape shape{size("observation_dim"), size("action_dim"), size("n_bins"), size("layers"),
-                                   size("heads"), size("width"), size("window"), size("context"),
+  const ttengine::ModelShape shape{size("observation_dim"),
+                                   size("action_dim"),
+                                   size("n_bins"),
+                                   size("layers"),
+                                   size("heads"),
+                                   size("width"),
+                                   size("window"),
+                                   size("context"),
                                    model.attr("positions").cast<std::string>() == "rotary",
                                    model.attr("goal").cast<bool>()};
   ttengine::Tensors tensors;
@@ -80,12 +97,18 @@ std::unique_ptr<Search> make_search(const py::handle& model, const py::dict& wei
   }
   const auto setting = [&](const char* name) { return plan.attr(name).cast<std::size_t>(); };
   const py::object percentile = plan.attr("percentile");
-  const ttengine::SearchSettings settings{
-      setting("horizon"), setting("beam_width"), setting("expand"), window_tokens,
-      plan.attr("objective").cast<std::string>() == "likelihood", plan.attr("deduplicate").cast<bool>(),
-      sampling_of(plan.attr("observation")), sampling_of(plan.attr("action")), sampling_of(plan.attr("reward")),
-      sampling_of(plan.attr("value")), py::isinstance<py::str>(percentile) ? 0.0f : percentile.cast<float>(),
-      plan.attr("percentile_as_released").cast<bool>()};
+  const ttengine::SearchSettings settings{setting("horizon"),
+                                          setting("beam_width"),
+                                          setting("expand"),
+                                          window_tokens,
+                                          plan.attr("objective").cast<std::string>() == "likelihood",
+                                          plan.attr("deduplicate").cast<bool>(),
+                                          sampling_of(plan.attr("observation")),
+                                          sampling_of(plan.attr("action")),
+                                          sampling_of(plan.attr("reward")),
+                                          sampling_of(plan.attr("value")),
+                                          py::isinstance<py::str>(percentile) ? 0.0f : percentile.cast<float>(),
+                                          plan.attr("percentile_as_released").cast<bool>()};
   const auto edges = [](const Floats& array) { return std::vector<float>(array.data(), array.data() + array.size()); };
   return std::make_unique<Search>(shape, tensors, edges(reward_edges), edges(value_edges), settings, threads,
                                   isa_of(isa));
@@ -95,7 +118,7 @@ void prefill(Search& search, const std::vector<TokenRow>& prefixes, const std::v
              const std::vector<std::pair<std::int64_t, std::uint32_t>>& keys) {
   std::vector<ttengine::NoiseKey> noise;
   for (const auto& [seed, plan] : keys) noise.push_back({static_cast<std::uint64_t>(seed), plan});
-  unlocked([&] { search.prefill(prefixes, goals, noise, check_signals); });
+  unlocked([&] { search.prefill(prefixes, goals, noise, SignalCheck()); });
 }
 
 std::vector<py::ssize_t> shape_of(const Search& search, std::vector<std::size_t> more) {
@@ -131,8 +154,8 @@ std::vector<std::uint32_t> all_rows(const Search& search, const Tokens& rows) {
         throw ttengine::BadArgument("row " + std::to_string(row) + " does not exist, there are " +
                                     std::to_string(search.rows()));
       }
-      all.push_back(static_cast<std::uint32_t>(static_cast<std::size_t>(b) * search.rows() +
-                                               static_cast<std::size_t>(row)));
+      all.push_back(
+          static_cast<std::uint32_t>(static_cast<std::size_t>(b) * search.rows() + static_cast<std::size_t>(row)));
     }
   }
   return all;
@@ -223,40 +246,43 @@ PYBIND11_MODULE(_native, m) {
   py::class_<TableProbe>(m, "BlockTable", "Lists of pages by row, shared by forks; pages of two pools.")
       .def(py::init<std::size_t, std::size_t>(), py::arg("capacity"), py::arg("page_bytes"))
       .def("add", [](TableProbe& self) { self.table.add({}); })
-      .def("fork", [](TableProbe& self, const std::vector<std::uint32_t>& parents) {
-        for (std::uint32_t parent : parents) {
-          if (parent >= self.table.rows()) throw ttengine::BadArgument("row " + std::to_string(parent) + " is unknown");
-        }
-        self.table.fork(parents);
-      })
-      .def("append", [](TableProbe& self, std::size_t row, bool single, std::int32_t begin) {
-        return self.table.append(row, single ? PageEntry::Kind::single : PageEntry::Kind::round, begin);
-      })
-      .def("write", [](TableProbe& self, std::size_t row, std::uint32_t slot, std::uint8_t value) {
-        const auto page = self.table.own_last(row, [](const std::byte* from, std::byte* to, std::size_t slots) {
-          std::copy(from, from + slots, to);
-        });
-        PagePool& pool = self.table.list(row).back().kind == PageEntry::Kind::single ? self.singles : self.rounds;
-        pool.data(page)[slot] = std::byte{value};
-        self.table.set_filled(row, slot + 1);
-      })
-      .def("read", [](const TableProbe& self, std::size_t row) {
-        std::vector<std::vector<std::uint8_t>> pages;
-        for (const PageEntry& entry : self.table.list(row)) {
-          const auto* bytes = reinterpret_cast<const std::uint8_t*>(self.table.data(entry));
-          pages.emplace_back(bytes, bytes + entry.filled);
-        }
-        return pages;
-      })
-      .def("drop_before", [](TableProbe& self, std::size_t row, std::int32_t token, std::int32_t round_tokens) {
-        self.table.drop_before(row, token, round_tokens);
-      })
+      .def("fork",
+           [](TableProbe& self, const std::vector<std::uint32_t>& parents) {
+             for (std::uint32_t parent : parents) {
+               if (parent >= self.table.rows())
+                 throw ttengine::BadArgument("row " + std::to_string(parent) + " is unknown");
+             }
+             self.table.fork(parents);
+           })
+      .def("append",
+           [](TableProbe& self, std::size_t row, bool single, std::int32_t begin) {
+             return self.table.append(row, single ? PageEntry::Kind::single : PageEntry::Kind::round, begin);
+           })
+      .def("write",
+           [](TableProbe& self, std::size_t row, std::uint32_t slot, std::uint8_t value) {
+             const auto page = self.table.own_last(row, [](const std::byte* from, std::byte* to, std::size_t slots) {
+               std::copy(from, from + slots, to);
+             });
+             PagePool& pool = self.table.list(row).back().kind == PageEntry::Kind::single ? self.singles : self.rounds;
+             pool.data(page)[slot] = std::byte{value};
+             self.table.set_filled(row, slot + 1);
+           })
+      .def("read",
+           [](const TableProbe& self, std::size_t row) {
+             std::vector<std::vector<std::uint8_t>> pages;
+             for (const PageEntry& entry : self.table.list(row)) {
+               const auto* bytes = reinterpret_cast<const std::uint8_t*>(self.table.data(entry));
+               pages.emplace_back(bytes, bytes + entry.filled);
+             }
+             return pages;
+           })
+      .def("drop_before", [](TableProbe& self, std::size_t row, std::int32_t token,
+                             std::int32_t round_tokens) { self.table.drop_before(row, token, round_tokens); })
       .def("drop_all", [](TableProbe& self, std::size_t row) { self.table.drop_all(row); })
       .def("clear", [](TableProbe& self) { self.table.clear(); })
       .def_property_readonly("rows", [](const TableProbe& self) { return self.table.rows(); })
-      .def_property_readonly("live", [](const TableProbe& self) {
-        return std::make_pair(self.rounds.live(), self.singles.live());
-      });
+      .def_property_readonly(
+          "live", [](const TableProbe& self) { return std::make_pair(self.rounds.live(), self.singles.live()); });
 
   py::class_<Search>(m, "Search", "A batch of beam searches on the CPU.")
       .def(py::init(&make_search), py::arg("model"), py::arg("weights"), py::arg("reward_edges"),
@@ -272,10 +298,13 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("live_pages", &Search::live_pages)
       .def_property_readonly("isa", [](const Search& search) { return ttengine::isa_name(search.isa()); });
 
-  m.def("available_isas", [] {
-    std::vector<std::string> names;
-    for (Isa isa : ttengine::available_isas()) names.emplace_back(ttengine::isa_name(isa));
-    return names;
-  }, "Instruction sets that this core has kernels for and this machine can run, fastest first.");
+  m.def(
+      "available_isas",
+      [] {
+        std::vector<std::string> names;
+        for (Isa isa : ttengine::available_isas()) names.emplace_back(ttengine::isa_name(isa));
+        return names;
+      },
+      "Instruction sets that this core has kernels for and this machine can run, fastest first.");
   m.def("build_info", &build_info, "How this core was built: version, compiler, flags, build type.");
 }

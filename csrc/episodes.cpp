@@ -27,10 +27,11 @@ bool Episodes::reusable(std::size_t episode, const std::vector<std::int32_t>& pr
   const auto begin = old.begin() + static_cast<std::ptrdiff_t>(shift * K_);
   const auto common = std::min<std::ptrdiff_t>(old.end() - begin, static_cast<std::ptrdiff_t>(prefix.size()));
   const auto equal = static_cast<std::size_t>(std::mismatch(begin, begin + common, prefix.begin()).first - begin);
-  // dropped transitions still colour the old keys: unseen by the new plan only if its own context is full
-  if (shift > 0 && (prefix.size() / K_ < capacity_ || begin + static_cast<std::ptrdiff_t>(equal) != old.end())) {
-    return false;
-  }
+  // a context that was full may have slid: its keys bear traces of transitions before its first one, which a plan cannot
+  // see only if its own context is full as well
+  const bool traces = shift > 0 || old.size() / K_ >= capacity_;
+  if (traces && prefix.size() / K_ < capacity_) return false;
+  if (shift > 0 && begin + static_cast<std::ptrdiff_t>(equal) != old.end()) return false;
   const auto moved = static_cast<std::int32_t>(shift * K_), K = static_cast<std::int32_t>(K_);
   const std::int32_t last_round = static_cast<std::int32_t>(prefix.size()) - K;
   found.clear();

@@ -9,8 +9,8 @@
 
 namespace ttengine {
 
-// The prefixes of the last plan, a page list each. Rolling contexts only: there, keys do not depend on where the context
-// begins, so that those of the transitions still in sight stay valid while it slides.
+// The prefixes of the last plan, a page list each. Rolling contexts only: there, keys do not depend on where the
+// context begins, so that those of the transitions still in sight stay valid while it slides.
 class Episodes {
  public:
   // `capacity`: past transitions that can influence a plan; `context`: those that one layer sees.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -51,6 +52,8 @@ Search::Search(const ModelShape& shape, const Tensors& tensors, std::vector<floa
 
 template <typename Work>
 void Search::guard(const Work& work) {
+  const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+  if (!lock.owns_lock()) throw BadArgument("another thread is planning with this engine; give each thread its own");
   if (problems_.empty()) throw BadArgument("no search has begun; prefill comes first");
   try {
     work();
@@ -60,13 +63,11 @@ void Search::guard(const Work& work) {
   }
 }
 
-void Search::abandon() noexcept {
+// Lets go of all rows; the contexts stay for the next search.
+void Search::end_search() noexcept {
   if (table_ != nullptr) table_->clear();
-  if (episodes_ != nullptr) episodes_->clear();
-  if (rounds_pool_ != nullptr) {
-    for (Problem& problem : problems_) {
-      for (const PageEntry& entry : problem.base) rounds_pool_->release(entry.page);
-    }
+  for (Problem& problem : problems_) {
+    for (const PageEntry& entry : problem.base) rounds_pool_->release(entry.page);
   }
   problems_.clear();
   logical_.clear();
@@ -74,23 +75,28 @@ void Search::abandon() noexcept {
   ready_ = false;
 }
 
-// The most pages that can be live at once; they are mapped only when written.
-std::size_t Search::page_bound(std::size_t problems, PageEntry::Kind kind) const {
+// Ends the search after an error: contexts that it kept may never have been computed.
+void Search::abandon() noexcept {
+  end_search();
+  if (episodes_ != nullptr) episodes_->clear();
+}
+
+// The most pages that can be live at once, with prefixes of so many tokens; they are mapped only when written.
+std::size_t Search::page_bound(std::size_t problems, std::size_t prefix, PageEntry::Kind kind) const {
   const std::size_t K = shape_.transition_dim(), W = settings_.beam_width;
   const std::size_t rounds_in_sight =
       std::min(settings_.horizon, shape_.rotary ? shape_.context + 1 : shape_.window) + 1;
   if (kind == PageEntry::Kind::single) return settings_.branching ? problems * W * (rounds_in_sight * K + 2) : 1;
-  const std::size_t context = settings_.window_tokens > 0 ? settings_.window_tokens / K + 2
-                                                          : 2 * (shape_.layers + 1) * (shape_.context + 2);
+  const std::size_t context = 2 * (prefix / K + 2) + shape_.context;
   const std::size_t beams = settings_.window_tokens > 0 ? W * (settings_.window_tokens / K + 2) : W * rounds_in_sight;
   const std::size_t candidates = settings_.branching ? 0 : 2 * W * settings_.expand;
   return problems * (beams + candidates + context + 2);
 }
 
 // Makes the pools large enough for a batch; only a larger batch than ever before allocates.
-void Search::reserve(std::size_t problems) {
-  const std::size_t rounds = page_bound(problems, PageEntry::Kind::round);
-  const std::size_t singles = page_bound(problems, PageEntry::Kind::single);
+void Search::reserve(std::size_t problems, std::size_t prefix) {
+  const std::size_t rounds = page_bound(problems, prefix, PageEntry::Kind::round);
+  const std::size_t singles = page_bound(problems, prefix, PageEntry::Kind::single);
   if (rounds_pool_ != nullptr && rounds_pool_->capacity() >= rounds && singles_pool_->capacity() >= singles) return;
   const auto bytes = [&](const PageShape& page) { return shape_.layers * page.layer_floats * sizeof(float); };
   auto rounds_pool = std::make_unique<PagePool>(rounds, bytes(forward_.round_shape()));
@@ -100,18 +106,13 @@ void Search::reserve(std::size_t problems) {
   rounds_pool_ = std::move(rounds_pool);
   singles_pool_ = std::move(singles_pool);
   table_ = std::make_unique<BlockTable>(*rounds_pool_, *singles_pool_);
-  episodes_ = std::make_unique<Episodes>(*rounds_pool_, *singles_pool_, shape_.observation_dim,
-                                         shape_.transition_dim(), shape_.layers * shape_.context, shape_.context);
+  episodes_ = std::make_unique<Episodes>(*rounds_pool_, *singles_pool_, shape_.observation_dim, shape_.transition_dim(),
+                                         shape_.layers * shape_.context, shape_.context);
 }
 
 void Search::prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
                      const std::vector<std::vector<std::int32_t>>& goals, const std::vector<NoiseKey>& keys,
                      std::function<void()> interrupted) {
-  if (table_ != nullptr) table_->clear();
-  for (Problem& problem : problems_) {
-    for (const PageEntry& entry : problem.base) rounds_pool_->release(entry.page);
-  }
-  problems_.clear();
   const std::size_t B = prefixes.size(), K = shape_.transition_dim();
   const auto fits = [&](const std::vector<std::int32_t>& tokens) {
     const auto in_range = [&](std::int32_t t) { return t >= 0 && static_cast<std::size_t>(t) <= shape_.n_bins; };
@@ -132,13 +133,16 @@ void Search::prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
       throw BadArgument("a goal is not an observation's tokens");
     }
   }
-  reserve(B);
+  const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+  if (!lock.owns_lock()) throw BadArgument("another thread is planning with this engine; give each thread its own");
+  end_search();
+  std::size_t longest = settings_.window_tokens;
+  for (const auto& prefix : prefixes) longest = std::max(longest, prefix.size());
+  reserve(B, longest);
   interrupted_ = std::move(interrupted);
   counters_ = {};
   flops_before_ = forward_.flops();
   planned_ = rounds_ = 0;
-  logical_.clear();
-  physical_.clear();
   tokens_.assign(B * settings_.horizon * K, 0);
   rewards_.assign(B * settings_.horizon, 0.0f);
   for (std::uint32_t b = 0; b < B; ++b) {
@@ -147,8 +151,7 @@ void Search::prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
     physical_.push_back({b, b, prefixes[b].back(), 0});
     table_->add({});
   }
-  ready_ = false;
-  guard([&] {
+  try {
     crop_windows();
     batch_.clear();
     for (Problem& problem : problems_) {
@@ -156,14 +159,17 @@ void Search::prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
     }
     rebuild(std::vector<bool>(B, true));
     predict();
-  });
+  } catch (...) {
+    abandon();
+    throw;
+  }
 }
 
 void Search::expand(std::size_t copies) {
   guard([&] {
     checked_range("copies", copies, 1, 64);
     if (rounds_ >= settings_.horizon) throw BadArgument("the horizon is reached; there is no further round");
-    forward_pending();  // before copying: what the copies share is computed once
+    forward_pending();                                  // before copying: what the copies share is computed once
     if (planned_ == 0) copies *= settings_.beam_width;  // the first round starts from one row, which stands for all
     std::vector<std::uint32_t> rows(logical_.size() * copies);
     for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::uint32_t>(i / copies);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "block_table.h"
@@ -45,15 +46,16 @@ class Search {
   Search(const ModelShape& shape, const Tensors& tensors, std::vector<float> reward_edges,
          std::vector<float> value_edges, const SearchSettings& settings, std::size_t threads, Isa isa);
 
-  // Begins B searches. `interrupted` is called between token steps on the calling thread and may throw; whatever a verb
-  // throws, the search is over and every page free.
+  // Begins B searches. `interrupted` is called between token steps on the calling thread and may throw. Whatever a verb
+  // throws, the search is over and every page free; but a verb called while another thread is in one throws BadArgument
+  // and changes nothing.
   void prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
                const std::vector<std::vector<std::int32_t>>& goals, const std::vector<NoiseKey>& keys,
                std::function<void()> interrupted);
   void expand(std::size_t copies);
   void select(const std::vector<std::uint32_t>& kept);  // [B * W], rows within their problem
   void observe();
-  void next_log_probabilities(float* result);  // [B, R, n_bins + 1]
+  void next_log_probabilities(float* result);                                                     // [B, R, n_bins + 1]
   void branch(const std::vector<std::uint32_t>& beams, const std::vector<std::int32_t>& tokens);  // [B * W'] each
 
   std::size_t problems() const { return problems_.size(); }
@@ -94,9 +96,10 @@ class Search {
   // Throws when no search has begun; ends the search when the work throws.
   template <typename Work>
   void guard(const Work& work);
+  void end_search() noexcept;
   void abandon() noexcept;
-  void reserve(std::size_t problems);
-  std::size_t page_bound(std::size_t problems, PageEntry::Kind kind) const;
+  void reserve(std::size_t problems, std::size_t prefix);
+  std::size_t page_bound(std::size_t problems, std::size_t prefix, PageEntry::Kind kind) const;
 
   std::int32_t token(const Physical& row, std::int32_t index) const;  // index counts from the window's start
   const Sampling& segment(std::size_t column) const;
@@ -129,6 +132,7 @@ class Search {
   std::unique_ptr<BlockTable> table_;
   std::unique_ptr<Episodes> episodes_;
   std::function<void()> interrupted_;
+  std::mutex busy_;
 
   std::vector<Problem> problems_;
   std::vector<Logical> logical_;
@@ -138,10 +142,10 @@ class Search {
   std::size_t planned_ = 0, rounds_ = 0;
 
   Batch batch_;
-  bool ready_ = false;                      // the predictions are those of the pending tokens
-  std::vector<float> predictions_;          // [output][n_bins + 1]: cumulative weights, or log-probabilities
-  std::vector<std::int32_t> best_;          // [output]
-  std::vector<float> numbers_;              // [output], of reward and value tokens
+  bool ready_ = false;              // the predictions are those of the pending tokens
+  std::vector<float> predictions_;  // [output][n_bins + 1]: cumulative weights, or log-probabilities
+  std::vector<std::int32_t> best_;  // [output]
+  std::vector<float> numbers_;      // [output], of reward and value tokens
   SearchCounters counters_{};
   std::uint64_t flops_before_ = 0;
 };

@@ -68,7 +68,8 @@ std::vector<bool> Search::crop_windows() {
   return cropped;
 }
 
-// Adds one more token of a row whose earlier tokens are in its pages; returns them. `physical`: its number in the table.
+// Adds one more token of a row whose earlier tokens are in its pages; returns them. `physical`: its number in the
+// table.
 const std::vector<PageEntry>& Search::step_row(Physical& row, std::uint32_t physical) {
   const Problem& problem = problems_[row.problem];
   const auto K = static_cast<std::int32_t>(shape_.transition_dim());
@@ -104,8 +105,11 @@ void Search::push_row(std::int32_t token, std::int32_t position, const std::vect
   const std::int32_t K = N + M + 2;
   const std::int32_t sight =
       shape_.rotary ? std::max(0, (position / K - static_cast<std::int32_t>(shape_.context)) * K) : 0;
-  Row row{token, static_cast<std::uint32_t>(position), false, static_cast<std::uint32_t>(batch_.pages.size()), 0,
-          nullptr, 0, 0, false, output};
+  Row row{token, static_cast<std::uint32_t>(position),
+          false, static_cast<std::uint32_t>(batch_.pages.size()),
+          0,     nullptr,
+          0,     0,
+          false, output};
   for (const PageEntry& entry : list) {
     const auto* page = reinterpret_cast<const float*>(table_->data(entry));
     if (entry.kind == PageEntry::Kind::goal) {
@@ -146,8 +150,8 @@ void Search::push_goal(Problem& problem) {
   problem.base.push_back({page, slots, 0, PageEntry::Kind::goal});
   auto* floats = reinterpret_cast<float*>(rounds_pool_->data(page));
   for (std::uint32_t i = 0; i < slots; ++i) {
-    batch_.rows.push_back({problem.goal[i], i, true, static_cast<std::uint32_t>(batch_.pages.size()), 1, floats, i, 0,
-                           false, -1});
+    batch_.rows.push_back(
+        {problem.goal[i], i, true, static_cast<std::uint32_t>(batch_.pages.size()), 1, floats, i, 0, false, -1});
     batch_.pages.push_back({floats, 0, i + 1, 0, false});
   }
 }

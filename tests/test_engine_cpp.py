@@ -249,6 +249,29 @@ def test_a_context_that_parts_from_the_kept_one_is_computed_from_there() -> None
     assert_same_bytes([found], [Planner(checkpoint, config).plan(np.zeros(N), shorter)])
 
 
+def test_a_short_context_does_not_take_the_pages_of_one_that_has_slid() -> None:
+    checkpoint = make_checkpoint(context=1)
+    config = PlanConfig(horizon=3, beam_width=5)
+    planner = Planner(checkpoint, config)
+    rng = np.random.default_rng(0)
+    observations, actions = rng.uniform(-3, 3, (9, N)).astype(np.float32), rng.uniform(-3, 3, (9, M)).astype(np.float32)
+    rewards = np.ones(9, np.float32)
+    for first in range(6):  # full, then sliding
+        window = slice(first, first + 2)
+        planner.plan(observations[first + 2], Context(observations[window], actions[window], rewards[window], 2))
+    start = Context(observations[5:6], actions[5:6], rewards[5:6], 2)  # it begins where the last one began
+    fresh = Planner(checkpoint, config).plan(observations[6], start)
+    assert_same_bytes([planner.plan(observations[6], start)], [fresh])
+
+
+@pytest.mark.parametrize(("seed", "step"), [(2**63, 0), (-(2**63) - 1, 0), (0, -1), (0, 2**32)])
+def test_noise_keys_out_of_range_are_refused(seed: int, step: int) -> None:
+    for engine in ("cpp", "reference"):
+        planner = Planner(make_checkpoint(), PlanConfig(horizon=1, engine=engine))  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="allowed is"):
+            planner.plan(np.zeros(N), seed=seed, step=step)
+
+
 @pytest.mark.parametrize(("positions", "kind"), KINDS)
 def test_problems_of_a_batch_do_not_influence_each_other(positions: str, kind: str) -> None:
     checkpoint = make_checkpoint(positions=positions)

@@ -255,9 +255,10 @@ class PlanConfig:
     plan_every: int = 1
     """control steps between plans; the steps between execute further actions of the last plan"""
     engine: Literal["auto", "cpp", "reference"] = "auto"
-    """who computes: cpp, the native core; reference, plain PyTorch on any device; auto: cpp on the CPU, else reference"""
+    """who computes: cpp, the native core; reference, plain PyTorch on any device; auto: cpp for a float32 model on the
+    CPU, else reference"""
     threads: int | None = None
-    """of the cpp engine; None: as many as PyTorch uses"""
+    """of the cpp engine; None: as many as PyTorch uses when the planner is made"""
     deduplicate: bool = True
     """cpp: compute identical sequences once; the plans are the same bytes either way"""
 

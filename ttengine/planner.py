@@ -118,11 +118,13 @@ class Planner:
     """Plans with one model, again and again.
 
     Args:
-        model: a checkpoint, or the path of one.
+        model: a checkpoint, the path of one, or the name of a shipped model.
         config: the search; None takes the paper's settings for the dataset that the model was trained on.
         objective: scores candidates in place of the discounted return.
-        device: where the reference engine computes.
+        device: where the model goes; cpp takes only the CPU, so that elsewhere `auto` means reference.
     Raises:
+        EngineError: the native core was to compute, and is not built.
+        NonFiniteError: a weight is NaN or infinite (cpp).
         CheckpointError: the file is not a model.
         ConfigError: the config does not fit the model.
     """
@@ -180,6 +182,7 @@ class Planner:
             The plan; NumPy arrays, without the leading axis B for a single observation.
         Raises:
             ShapeError: dimensions differ from the model's, or lengths differ between the problems.
+            ConfigError: a seed is not an int64, or a step not in [0, 2**32).
             NonFiniteError: NaN or infinity in what was given, in the model's logits, or in a score.
         """
         clock = Clock(deadline_s)
@@ -195,10 +198,8 @@ class Planner:
         if goals is not None and len(goals) != problems:
             raise ShapeError(f"{len(goals)} goals came for {problems} observations")
         seeds = [seed + b for b in range(problems)] if isinstance(seed, int) else seed
-        keys = [
-            NoiseKey(int(s), int(p))
-            for s, p in zip(_per_problem(seeds, problems, "seed"), _per_problem(step, problems, "step"), strict=True)
-        ]
+        steps = _per_problem(step, problems, "step")
+        keys = [NoiseKey(int(s), int(p)) for s, p in zip(_per_problem(seeds, problems, "seed"), steps, strict=True)]
         with torch.inference_mode(), self.engine.cores():
             prefixes = [self._prefix(o, c) for o, c in zip(observations, contexts, strict=True)]
             encoded = None if goals is None else [self.discretizer.encode(self._tensor(g)) for g in goals]

@@ -46,9 +46,15 @@ inline void score_rows(const float* const* query, const float* keys, std::size_t
   for (std::size_t b = 0; b < blocks; b += kScoreBlocks) {
     for (int r = 0; r < R; ++r) to[r] = scores[r] + b * kBlock;
     switch (blocks - b) {
-      case 1: score_tile<R, 1>(query, keys + b * stride, stride, width, to); break;
-      case 2: score_tile<R, 2>(query, keys + b * stride, stride, width, to); break;
-      default: score_tile<R, kScoreBlocks>(query, keys + b * stride, stride, width, to); break;
+      case 1:
+        score_tile<R, 1>(query, keys + b * stride, stride, width, to);
+        break;
+      case 2:
+        score_tile<R, 2>(query, keys + b * stride, stride, width, to);
+        break;
+      default:
+        score_tile<R, kScoreBlocks>(query, keys + b * stride, stride, width, to);
+        break;
     }
   }
 }
@@ -89,8 +95,12 @@ inline void mix_rows(const float* const* weights, const float* values, std::size
   for (std::size_t b = 0; b < blocks; b += kMixBlocks) {
     for (int r = 0; r < R; ++r) to[r] = mixed[r] + b * kBlock;
     switch (blocks - b < kMixBlocks ? blocks - b : kMixBlocks) {
-      case 1: mix_tile<R, 1>(weights, values + b * kBlock, stride, count, to); break;
-      case 2: mix_tile<R, 2>(weights, values + b * kBlock, stride, count, to); break;
+      case 1:
+        mix_tile<R, 1>(weights, values + b * kBlock, stride, count, to);
+        break;
+      case 2:
+        mix_tile<R, 2>(weights, values + b * kBlock, stride, count, to);
+        break;
       case 3:
         if constexpr (kMixBlocks > 2) mix_tile<R, 3>(weights, values + b * kBlock, stride, count, to);
         break;
@@ -203,7 +213,8 @@ struct Pass {
     }
   }
 
-  // Asks for the keys (or values) of a page before their turn comes: pages lie far apart, out of the prefetchers' sight.
+  // Asks for the keys (or values) of a page before their turn comes: pages lie far apart, out of the prefetchers'
+  // sight.
   void fetch_keys(const VisiblePage& page, std::size_t head) const {
     const PageShape& s = shape(page);
     const std::size_t bytes = s.head_width * (page.single ? 1 : kBlock) * sizeof(float);
@@ -247,8 +258,12 @@ struct Pass {
         case 3:
           if constexpr (kScoreRows > 2) score_rows<3>(query, from, stride, s.head_width, to, blocks);
           break;
-        case 2: score_rows<2>(query, from, stride, s.head_width, to, blocks); break;
-        default: score_rows<1>(query, from, stride, s.head_width, to, blocks); break;
+        case 2:
+          score_rows<2>(query, from, stride, s.head_width, to, blocks);
+          break;
+        default:
+          score_rows<1>(query, from, stride, s.head_width, to, blocks);
+          break;
       }
       for (std::size_t j = 0; j < count; ++j) mask_edges(page, to[j]);
     }
@@ -288,9 +303,15 @@ struct Pass {
         to[j] = row_sums(run.first_row + r + j, head);
       }
       switch (count) {
-        case 3: mix_rows<3>(weights, from, s.head_padded, slots, to, blocks); break;
-        case 2: mix_rows<2>(weights, from, s.head_padded, slots, to, blocks); break;
-        default: mix_rows<1>(weights, from, s.head_padded, slots, to, blocks); break;
+        case 3:
+          mix_rows<3>(weights, from, s.head_padded, slots, to, blocks);
+          break;
+        case 2:
+          mix_rows<2>(weights, from, s.head_padded, slots, to, blocks);
+          break;
+        default:
+          mix_rows<1>(weights, from, s.head_padded, slots, to, blocks);
+          break;
       }
     }
   }

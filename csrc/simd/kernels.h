@@ -11,8 +11,8 @@ namespace ttengine {
 
 enum class Isa { portable, avx2, avx512 };
 
-// A weight matrix [n, k], laid out for one instruction set: panels of `panel` outputs, each [k][panel]; the last panel is
-// as narrow as whole vectors allow. Outputs past n are zero.
+// A weight matrix [n, k], laid out for one instruction set: panels of `panel` outputs, each [k][panel]; the last panel
+// is as narrow as whole vectors allow. Outputs past n are zero.
 struct PackedMatrix {
   const float* weights;
   const float* bias;     // [n_padded], or null
@@ -22,9 +22,9 @@ struct PackedMatrix {
 
 enum class Epilogue { store, gelu, add };  // c = ab + bias; c = gelu(ab + bias); c += ab + bias
 
-// How one page lies in memory, in floats. By layer: keys [blocks][heads][head_width][kSlotBlock], so that a vector holds
-// neighbouring slots; then values [heads][slots][head_padded], so that a vector holds neighbouring dims. The keys of a
-// one-token page are [heads][head_width].
+// How one page lies in memory, in floats. By layer: keys [blocks][heads][head_width][kSlotBlock], so that a vector
+// holds neighbouring slots; then values [heads][slots][head_padded], so that a vector holds neighbouring dims. The keys
+// of a one-token page are [heads][head_width].
 struct PageShape {
   std::size_t slots, heads, head_width, head_padded;
   std::size_t keys_floats, layer_floats;

@@ -44,12 +44,18 @@ inline void panel(const float* a, std::size_t a_stride, std::size_t rows, const 
     tile<kTileRows, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
   }
   switch (rows) {
-    case 5: return tile<5, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
-    case 4: return tile<4, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
-    case 3: return tile<3, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
-    case 2: return tile<2, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
-    case 1: return tile<1, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
-    default: return;
+    case 5:
+      return tile<5, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+    case 4:
+      return tile<4, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+    case 3:
+      return tile<3, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+    case 2:
+      return tile<2, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+    case 1:
+      return tile<1, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+    default:
+      return;
   }
 }
 
@@ -65,8 +71,12 @@ inline void matmul(const float* a, std::size_t a_stride, std::size_t rows, const
       case 3:
         if constexpr (kTileVectors >= 4) panel<3>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue);
         break;
-      case 2: panel<2>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue); break;
-      default: panel<1>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue); break;
+      case 2:
+        panel<2>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue);
+        break;
+      default:
+        panel<1>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue);
+        break;
     }
   }
 }

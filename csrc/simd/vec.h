@@ -175,10 +175,10 @@ inline Vec exp(Vec x) {
 inline Vec erf(Vec x) {
   constexpr float kEnd = 3.92f;  // beyond it erf is 1 in float32
   // erf(x) / x as a polynomial in u, which runs over [-1, 1] as x^2 runs over [0, kEnd^2]; least squares
-  constexpr float kCoefficients[] = {
-      1.681320579e-03f,  -4.353178047e-03f, 3.279658601e-03f,  -3.533522730e-03f, 1.248071495e-02f,
-      -2.290878635e-02f, 3.078026567e-02f,  -4.234303379e-02f, 5.805097796e-02f,  -7.422882475e-02f,
-      9.064878828e-02f,  -1.091617948e-01f, 1.340816737e-01f,  -1.801090435e-01f, 3.607368371e-01f};
+  constexpr float kCoefficients[] = {1.681320579e-03f, -4.353178047e-03f, 3.279658601e-03f, -3.533522730e-03f,
+                                     1.248071495e-02f, -2.290878635e-02f, 3.078026567e-02f, -4.234303379e-02f,
+                                     5.805097796e-02f, -7.422882475e-02f, 9.064878828e-02f, -1.091617948e-01f,
+                                     1.340816737e-01f, -1.801090435e-01f, 3.607368371e-01f};
   x = min(max(x, splat(-kEnd)), splat(kEnd));
   const Vec u = fma(x * x, splat(2.0f / (kEnd * kEnd)), splat(-1.0f));
   Vec p = splat(kCoefficients[0]);

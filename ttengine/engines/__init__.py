@@ -26,6 +26,7 @@ def make_engine(model: TrajectoryTransformer, discretizer: Discretizer, config: 
     Raises:
         EngineError: cpp was asked for, by name or by `auto`, and the native core is not built.
         ConfigError: cpp was named, and the model is not float32 on the CPU.
+        NonFiniteError: cpp was chosen, and a weight is NaN or infinite.
     """
     name = config.engine
     if name == "auto":

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ttengine.config import check_range
 from ttengine.discretizer import Discretizer
 
 
@@ -20,11 +21,17 @@ class NoiseKey:
 
     Attributes:
         seed: any int64.
-        plan: the plan's number under this seed, >= 0; a controller counts its control steps here.
+        plan: the plan's number under this seed, in [0, 2**32); a controller counts its control steps here.
+    Raises:
+        ConfigError: out of range.
     """
 
     seed: int = 0
     plan: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self, "seed", -(2**63), 2**63 - 1)
+        check_range(self, "plan", 0, 2**32 - 1)
 
 
 @dataclass
@@ -34,9 +41,9 @@ class Counters:
     token_steps: int = 0
     """sequential steps: how often all rows moved on by one token"""
     logical_rows: int = 0
-    """tokens of all rows, as if no two rows shared anything; the prefix counts once"""
+    """tokens of all rows, as if no two rows shared anything; the prefix counts once, even where its pages were kept"""
     physical_rows: int = 0
-    """tokens that were passed through the model, re-prefills included"""
+    """tokens that were passed through the model, re-prefills included; goals aside"""
     prefills: int = 0
     """how often a context was computed anew, in whole or in part"""
     flops: int = 0
