@@ -56,7 +56,7 @@ class Subject:
 
 def make_subject(
     preset: str,
-    model: Path | None,
+    model: str | Path | None,
     data: Log | None,
     sizes: dict[str, int],
     search: dict[str, int],
@@ -65,7 +65,7 @@ def make_subject(
 
     Args:
         preset: a dataset's name; its first word says the body.
-        model: a checkpoint, or None for random weights of the released size.
+        model: a checkpoint file or a shipped model's name, or None for random weights of the released size.
         data: what to replay, or None for random walks over the range of the model's bins.
         sizes: random_checkpoint's `layers`, `heads`, `width`, where they differ from the released model's.
         search: PlanConfig's `horizon`, `beam_width`, where they differ from the preset's.
@@ -75,7 +75,7 @@ def make_subject(
     body = find_body(preset)
     dims = (body.observation_dim, body.action_dim)
     if model is not None and sizes:
-        raise ConfigError(f"{', '.join(sizes)} can be chosen for random weights only, and {model.name} was given")
+        raise ConfigError(f"{', '.join(sizes)} can be chosen for random weights only, and {model} was given")
     checkpoint = random_checkpoint(*dims, **sizes) if model is None else load(model)
     config = checkpoint.model.config
     log = synthetic_log(checkpoint.discretizer, config.action_dim) if data is None else data
@@ -92,7 +92,7 @@ def make_subject(
         f"{preset} ({changed})" if changed else preset,
         body,
         checkpoint,
-        "random" if model is None else model.name,
+        "random" if model is None else Path(model).name,
         log,
         dataclasses.replace(plan_preset(preset), **search),  # type: ignore[arg-type]
     )

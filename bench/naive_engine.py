@@ -13,6 +13,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,10 @@ class NaiveEngine:
         self.edges = discretizer.edges.to(next(model.parameters()).dtype)
         self.limit = window_limit(model.config, config)
         self.counters = Counters()
+
+    def cores(self) -> AbstractContextManager[None]:
+        """PyTorch computes, with its own threads."""
+        return nullcontext()
 
     def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
         """Begin a search: one row a beam, all of them equal. Arguments as the protocol's, for one problem."""

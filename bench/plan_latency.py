@@ -73,7 +73,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--naive-rounds", type=int, default=1, help="rounds of the naive plan that are timed (default 1; 0: none)")
     add("--naive-plans", type=int, default=1, help="plans of the naive reference (default 1)")
     add("--no-memory", action="store_true", help="do not measure memory, which starts a process a row")
-    add("--model", type=Path, default=None, help="real weights: a ttengine checkpoint")
+    add("--model", default=None, help="real weights: a ttengine checkpoint, or a shipped name")
     add("--data", type=Path, default=None, help="dataset whose episodes are replayed (default: random walks)")
     add("--json", type=Path, default=None, help="write the records here")
     add("--plot", type=Path, default=None, help="draw a PNG here")
@@ -261,7 +261,7 @@ def run_endurance(arguments: argparse.Namespace) -> int:
     status, results = 0, []
     for context in arguments.context:
         variant = Variant(arguments.engine[0], context)
-        weights = "random weights" if arguments.model is None else arguments.model.name
+        weights = "random weights" if arguments.model is None else Path(arguments.model).name
         print(f"{subject.preset}, {weights}, {variant.label}: {arguments.endurance:,} plans; MB after each tenth:")
         run = Run(subject, variant, arguments.threads, arguments.endurance)
         sizes = []

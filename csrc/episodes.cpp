@@ -27,8 +27,8 @@ bool Episodes::reusable(std::size_t episode, const std::vector<std::int32_t>& pr
   const auto begin = old.begin() + static_cast<std::ptrdiff_t>(shift * K_);
   const auto common = std::min<std::ptrdiff_t>(old.end() - begin, static_cast<std::ptrdiff_t>(prefix.size()));
   const auto equal = static_cast<std::size_t>(std::mismatch(begin, begin + common, prefix.begin()).first - begin);
-  // a context that was full may have slid: its keys bear traces of transitions before its first one, which a plan cannot
-  // see only if its own context is full as well
+  // a context that was full may have slid: its keys bear traces of transitions before its first one, which a plan
+  // cannot see only if its own context is full as well
   const bool traces = shift > 0 || old.size() / K_ >= capacity_;
   if (traces && prefix.size() / K_ < capacity_) return false;
   if (shift > 0 && begin + static_cast<std::ptrdiff_t>(equal) != old.end()) return false;

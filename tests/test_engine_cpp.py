@@ -315,7 +315,7 @@ def test_auto_takes_cpp_for_float32_on_the_cpu_and_says_so() -> None:
     assert Planner(checkpoint, PlanConfig(horizon=1)).plan(np.zeros(N)).engine == "cpp"
     checkpoint.model.double()
     assert Planner(checkpoint, PlanConfig(horizon=1)).plan(np.zeros(N)).engine == "reference"
-    with pytest.raises(ConfigError, match="column_embedding is torch.float64"):
+    with pytest.raises(ConfigError, match=r"column_embedding is torch.float64"):
         Planner(checkpoint, PlanConfig(engine="cpp"))
 
 

@@ -135,6 +135,8 @@ def run_episodes(
         RenderError: no picture came.
     """
     loops: list[_Loop] = []
+    if deadline_s is not None:
+        planner.warm_up()
     try:
         for seed in seeds:
             first = not loops

@@ -159,6 +159,12 @@ class Planner:
         """Return the context at the start of an episode; `append` to it what was executed."""
         return Context.empty(self.model.config.observation_dim, self.model.config.action_dim, self.context_capacity)
 
+    def warm_up(self) -> None:
+        """Plan once and forget it: a first plan maps memory and wakes threads, and a control loop has no time for it."""
+        model = self.model.config
+        zeros = np.zeros(model.observation_dim, np.float32)
+        self.plan(zeros, goal=zeros if model.goal else None)
+
     def plan(
         self,
         observation: npt.ArrayLike,

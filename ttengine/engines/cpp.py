@@ -90,9 +90,7 @@ class CppEngine:
         """Copy each beam, decode an action, a reward and a value."""
         tokens, rewards, values = (torch.from_numpy(array) for array in self._search.expand(copies))
         self._count()
-        return Candidates(
-            tokens, rewards, values, self._observation, self.discretizer, self.model.config.action_dim
-        )
+        return Candidates(tokens, rewards, values, self._observation, self.discretizer, self.model.config.action_dim)
 
     def select(self, kept: Tensor) -> None:
         """Keep some candidates as beams."""
