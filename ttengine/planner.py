@@ -160,7 +160,7 @@ class Planner:
         return Context.empty(self.model.config.observation_dim, self.model.config.action_dim, self.context_capacity)
 
     def warm_up(self) -> None:
-        """Plan once and forget it: a first plan maps memory and wakes threads, and a control loop has no time for it."""
+        """Plan once and forget it: a first plan maps memory and wakes threads, which a loop has no time for."""
         model = self.model.config
         zeros = np.zeros(model.observation_dim, np.float32)
         self.plan(zeros, goal=zeros if model.goal else None)
