@@ -8,16 +8,19 @@ namespace ttengine {
 
 std::vector<PageEntry> Episodes::find(const std::vector<std::int32_t>& prefix, const std::vector<std::int32_t>& goal,
                                       std::size_t first) const {
-  std::vector<PageEntry> found;
+  const std::int32_t last_round = static_cast<std::int32_t>(prefix.size()) - static_cast<std::int32_t>(K_);
+  std::vector<PageEntry> found, best;
   for (std::size_t i = 0; i < prefixes_.size(); ++i) {
     const std::size_t episode = i == 0 ? std::min(first, prefixes_.size() - 1) : (i <= first ? i - 1 : i);
     if (goals_[episode] != goal) continue;
-    const std::size_t transitions = prefixes_[episode].size() / K_;
-    for (std::size_t shift = 0; shift <= transitions; ++shift) {
-      if (reusable(episode, prefix, shift, found)) return found;
+    for (std::size_t shift = 0; shift <= prefixes_[episode].size() / K_; ++shift) {
+      if (!reusable(episode, prefix, shift, found)) continue;
+      // an observation may come again: another shift may match further
+      if (best.empty() || found.back().begin > best.back().begin) best.swap(found);
+      if (best.back().begin + static_cast<std::int32_t>(K_) == last_round) return best;
     }
   }
-  return {};
+  return best;
 }
 
 // Whether the prefix goes on where this episode's tokens, less their first `shift` transitions, end or part from it.

@@ -26,6 +26,11 @@ std::size_t checked_range(const char* name, std::size_t value, std::size_t low, 
                     " to " + std::to_string(high));
 }
 
+bool all_in_range(const std::vector<std::int32_t>& tokens, std::size_t highest) {
+  return std::all_of(tokens.begin(), tokens.end(),
+                     [highest](std::int32_t t) { return t >= 0 && static_cast<std::size_t>(t) <= highest; });
+}
+
 // The largest rotation, plus one: from the oldest page in sight to the last token of the current transition.
 std::size_t turns_of(const ModelShape& shape) {
   return shape.rotary ? (shape.context + 2) * shape.transition_dim() : 1;
@@ -114,22 +119,18 @@ void Search::prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
                      const std::vector<std::vector<std::int32_t>>& goals, const std::vector<NoiseKey>& keys,
                      std::function<void()> interrupted) {
   const std::size_t B = prefixes.size(), K = shape_.transition_dim();
-  const auto fits = [&](const std::vector<std::int32_t>& tokens) {
-    const auto in_range = [&](std::int32_t t) { return t >= 0 && static_cast<std::size_t>(t) <= shape_.n_bins; };
-    return std::all_of(tokens.begin(), tokens.end(), in_range);
-  };
   if (B == 0 || keys.size() != B || goals.size() != (shape_.goal ? B : 0)) {
     throw BadArgument("prefixes, goals and keys do not belong together");
   }
   for (const auto& prefix : prefixes) {
-    if (prefix.size() % K != shape_.observation_dim || !fits(prefix)) {
+    if (prefix.size() % K != shape_.observation_dim || !all_in_range(prefix, shape_.n_bins)) {
       throw BadArgument("a prefix has " + std::to_string(prefix.size()) + " tokens or a token out of range; expected " +
                         "whole transitions of " + std::to_string(K) + " and an observation");
     }
   }
   for (const auto& goal : goals) {
-    const auto stop = static_cast<std::int32_t>(shape_.n_bins);
-    if (goal.size() != shape_.observation_dim || !fits(goal) || std::count(goal.begin(), goal.end(), stop) > 0) {
+    // the stop token, n_bins, is no goal
+    if (goal.size() != shape_.observation_dim || !all_in_range(goal, shape_.n_bins - 1)) {
       throw BadArgument("a goal is not an observation's tokens");
     }
   }
@@ -209,6 +210,7 @@ void Search::next_log_probabilities(float* result) {
 void Search::branch(const std::vector<std::uint32_t>& beams, const std::vector<std::int32_t>& tokens) {
   guard([&] {
     if (tokens.size() != beams.size()) throw BadArgument("beams and tokens differ in number");
+    if (!all_in_range(tokens, shape_.n_bins)) throw BadArgument("a token is out of range");
     pick(beams);
     append(tokens);
   });
