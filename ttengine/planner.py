@@ -97,11 +97,20 @@ class Plan:
 
 
 class Clock:
-    """Times one plan against its deadline, by the longest round so far."""
+    """Times one plan against its deadline, by the longest round so far.
 
-    def __init__(self, deadline_s: float | None) -> None:
+    Args:
+        deadline_s: for the whole plan, None for none.
+        finish_s: what has to be left after the last round, to read the plan off the beams.
+    """
+
+    ROUND_MARGIN = 1.15
+    """the next round may take so much longer than the longest so far"""
+
+    def __init__(self, deadline_s: float | None, finish_s: float = 0.0) -> None:
         self.started = self._round_began = time.perf_counter()
         self._deadline_s = deadline_s
+        self._finish_s = finish_s
         self._longest_round_s = 0.0
 
     def has_no_time_for_another_round(self) -> bool:
@@ -111,7 +120,8 @@ class Clock:
         now = time.perf_counter()
         self._longest_round_s = max(self._longest_round_s, now - self._round_began)
         self._round_began = now
-        return now - self.started + self._longest_round_s > self._deadline_s
+        ahead_s = self.ROUND_MARGIN * self._longest_round_s + self._finish_s
+        return now - self.started + ahead_s > self._deadline_s
 
 
 class Planner:
@@ -147,6 +157,7 @@ class Planner:
         self.engine: Engine
         self.engine_name, self.engine = make_engine(self.model, self.discretizer, self.config)
         self._device = torch.device(device)
+        self._finish_s = 0.0  # how long reading a plan off the beams took, at most, lately
 
     @property
     def context_capacity(self) -> int:
@@ -191,7 +202,7 @@ class Planner:
             ConfigError: a seed is not an int64, or a step not in [0, 2**32).
             NonFiniteError: NaN or infinity in what was given, in the model's logits, or in a score.
         """
-        clock = Clock(deadline_s)
+        clock = Clock(deadline_s, self._finish_s)
         observations = self._check_rows(observation, "observation")
         problems = len(observations)
         contexts = _per_problem(context, problems, "context")
@@ -236,11 +247,14 @@ class Planner:
                 self.engine, self.config, self.config.horizon * model.transition_dim - model.observation_dim
             )
             beams = Candidates.from_tokens(tokens, observations, self.discretizer, model.action_dim)
+        searched = time.perf_counter()
         best_score, best = select_beams(score, 1)
         beams = beams.take(best)
         predicted = beams.observations[:, 0]
         predicted[:, 0] = observations  # as given, rather than as its bins read
-        return beams.actions[:, 0], predicted, beams.rewards[:, 0], beams.values[:, 0], best_score[:, 0]
+        found = beams.actions[:, 0], predicted, beams.rewards[:, 0], beams.values[:, 0], best_score[:, 0]
+        self._finish_s = max(0.9 * self._finish_s, time.perf_counter() - searched)
+        return found
 
     def _prefix(self, observation: FloatArray, context: Context | None) -> Tensor:
         """Tokens of the executed transitions, then of the observation. [T] int64."""
