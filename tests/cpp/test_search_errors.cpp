@@ -135,7 +135,7 @@ TEST(a_likelihood_search_ends_at_its_horizon_and_takes_no_unknown_token) {
   CHECK(search.live_pages() == 0);
   for (const std::int32_t token : {-1, 7, 1000000}) {
     search.prefill(problems.prefixes, problems.goals, problems.keys, {});
-    CHECK_THROWS(search.branch({0, 0}, {6, token}), BadArgument, "token " + std::to_string(token));
+    CHECK_THROWS(search.branch({0, 0}, {6, token}), BadArgument, "a token is out of range");
     CHECK(search.live_pages() == 0);
   }
   CHECK(plan_likelihood(search, model, making.settings, problems) == expected);
