@@ -41,7 +41,7 @@ bool Episodes::reusable(std::size_t episode, const std::vector<std::int32_t>& pr
   for (const PageEntry& entry : table_.list(episode)) {
     if (entry.kind != PageEntry::Kind::round) continue;
     const std::int32_t from = entry.begin - moved;
-    if (from + K <= static_cast<std::int32_t>(equal) && from < last_round) {
+    if (from + K > 0 && from + K <= static_cast<std::int32_t>(equal) && from < last_round) {
       found.push_back({entry.page, entry.filled, from, entry.kind});
     }
   }

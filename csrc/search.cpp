@@ -53,6 +53,8 @@ Search::Search(const ModelShape& shape, const Tensors& tensors, std::vector<floa
   if (reward_edges_.size() != shape.outputs() || value_edges_.size() != shape.outputs()) {
     throw BadArgument("the edges of rewards and values do not fit the model's bins");
   }
+  const std::size_t positions = shape.window * shape.transition_dim() - 1;
+  if (!shape.rotary) checked_range("window_tokens of absolute positions", settings.window_tokens, 1, positions);
 }
 
 template <typename Work>
@@ -118,6 +120,9 @@ void Search::reserve(std::size_t problems, std::size_t prefix) {
 void Search::prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
                      const std::vector<std::vector<std::int32_t>>& goals, const std::vector<NoiseKey>& keys,
                      std::function<void()> interrupted) {
+  const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
+  if (!lock.owns_lock()) throw BadArgument("another thread is planning with this engine; give each thread its own");
+  end_search();
   const std::size_t B = prefixes.size(), K = shape_.transition_dim();
   if (B == 0 || keys.size() != B || goals.size() != (shape_.goal ? B : 0)) {
     throw BadArgument("prefixes, goals and keys do not belong together");
@@ -134,10 +139,9 @@ void Search::prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
       throw BadArgument("a goal is not an observation's tokens");
     }
   }
-  const std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
-  if (!lock.owns_lock()) throw BadArgument("another thread is planning with this engine; give each thread its own");
-  end_search();
-  std::size_t longest = settings_.window_tokens;
+  // a full context from the start: pools that grew with an episode would lose its pages
+  std::size_t longest =
+      settings_.window_tokens > 0 ? settings_.window_tokens : (shape_.layers * shape_.context + 1) * K;
   for (const auto& prefix : prefixes) longest = std::max(longest, prefix.size());
   reserve(B, longest);
   interrupted_ = std::move(interrupted);
@@ -169,6 +173,7 @@ void Search::prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
 void Search::expand(std::size_t copies) {
   guard([&] {
     checked_range("copies", copies, 1, 64);
+    if (settings_.branching) throw BadArgument("this search was made for likelihoods, not for returns");
     if (rounds_ >= settings_.horizon) throw BadArgument("the horizon is reached; there is no further round");
     forward_pending();                                  // before copying: what the copies share is computed once
     if (planned_ == 0) copies *= settings_.beam_width;  // the first round starts from one row, which stands for all

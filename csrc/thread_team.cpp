@@ -34,10 +34,17 @@ void spin_until(const Done& done) noexcept {
 }  // namespace
 
 ThreadTeam::ThreadTeam(std::size_t threads) {
-  for (std::size_t thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (std::size_t thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (...) {  // the system has no more threads: those that run have to end before this object does
+    stop();
+    throw;
+  }
 }
 
-ThreadTeam::~ThreadTeam() {
+ThreadTeam::~ThreadTeam() { stop(); }
+
+void ThreadTeam::stop() noexcept {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_.store(true);

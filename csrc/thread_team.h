@@ -35,6 +35,7 @@ class ThreadTeam {
 
   void start(Call call, const void* context);
   void work(std::size_t thread);
+  void stop() noexcept;
 
   std::vector<std::thread> workers_;
   Call call_ = nullptr;

@@ -123,11 +123,13 @@ void Weights::embed(std::int32_t token, std::size_t position, float* x) const {
   const float* row = token_embedding_.data() + (t == V ? V * K : column * V + t) * D;
   const float* place = place_embedding_.data() + (shape_.rotary ? column : position) * D;
   for (std::size_t i = 0; i < D; ++i) x[i] = row[i] + place[i];
+  std::fill(x + D, x + shape_.padded_width(), 0.0f);  // NaN of an earlier batch may lie there
 }
 
 void Weights::embed_goal(std::int32_t token, std::size_t column, float* x) const {
   const float* row = goal_embedding_.data() + (column * shape_.n_bins + static_cast<std::size_t>(token)) * shape_.width;
   std::copy(row, row + shape_.width, x);
+  std::fill(x + shape_.width, x + shape_.padded_width(), 0.0f);
 }
 
 }  // namespace ttengine
