@@ -15,7 +15,7 @@ from ttengine.errors import ConfigError, DataError, NonFiniteError, ShapeError
 Binning = Literal["uniform", "quantile"]
 FloatArray = npt.NDArray[np.float32]
 
-ENCODE_ROWS = 65_536
+ENCODE_ROWS = 2_048
 """Rows encoded at a time, so that a long dataset needs little memory beside its tokens."""
 
 
