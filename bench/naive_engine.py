@@ -89,13 +89,13 @@ class NaiveEngine:
 
     def next_log_probabilities(self) -> Tensor:
         """Refuse: likelihood search is not measured."""
-        raise NotImplementedError
+        raise NotImplementedError("the naive planner searches for returns only: objective='return'")
 
     planned = next_log_probabilities
 
     def branch(self, beams: Tensor, tokens: Tensor) -> None:
         """Refuse: likelihood search is not measured."""
-        raise NotImplementedError
+        raise NotImplementedError("the naive planner searches for returns only: objective='return'")
 
     def _decode(self, sampling: Sampling) -> Tensor:
         """Draw the next token of every row; return the probabilities before any filter. [R, V+1]."""

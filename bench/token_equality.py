@@ -24,6 +24,7 @@ from torch import Tensor
 from ttengine.checkpoint import Checkpoint, load
 from ttengine.config import PlanConfig, Sampling, plan_preset
 from ttengine.engines import CppEngine, NoiseKey, ReferenceEngine
+from ttengine.engines.reference import window_tokens
 from ttengine.kernels import reference as ops
 from ttengine.objectives import discounted_return
 from ttengine.planner import Planner
@@ -78,6 +79,7 @@ class Pair:
         return max(margins)
 
     def sampling(self, column: int) -> Sampling:
+        """How the token in a column of its transition is drawn."""
         model = self.planner.model.config
         if column < model.observation_dim:
             return self.config.observation
@@ -89,7 +91,7 @@ class Pair:
         """[V+1] of the token after `tokens`, with the context that the search shows it."""
         if self.config.context_kind == "window":
             K = self.planner.model.config.transition_dim
-            limit = (self.config.context or 5) * K - 1
+            limit = window_tokens(self.planner.model.config, self.config)
             tokens = tokens[max(0, -(-(len(tokens) - limit) // K)) * K :]
         with torch.inference_mode():
             return (self.planner.model(tokens[None])[0, -1] / sampling.temperature).softmax(dim=-1)
@@ -140,12 +142,13 @@ def main() -> int:
             load(arguments.model) if arguments.model else random_checkpoint(body.observation_dim, body.action_dim)
         )
         config = dataclasses.replace(plan_preset(preset), context_kind=kind)
-        record = compare_plans(Pair(checkpoint, config), arguments, body.action_dim)
+        pair = Pair(checkpoint, config)
+        record = compare_plans(pair, arguments, body.action_dim)
         record |= {
             "preset": preset,
             "context": kind,
             "weights": arguments.model or "random",
-            "isa": Pair(checkpoint, config).cpp.isa,
+            "isa": pair.cpp.isa,
         }
         failed |= bool(record["mismatches"])
         records.append(record)
