@@ -46,8 +46,8 @@ class Search {
          std::vector<float> value_edges, const SearchSettings& settings, std::size_t threads, Isa isa);
 
   // Begins B searches. `interrupted` is called between token steps on the calling thread and may throw. Whatever a verb
-  // throws, the search is over and its pages are free; kept contexts go too, unless a prefill refused its arguments. Only
-  // a verb called while another thread is in one throws BadArgument and changes nothing.
+  // throws, the search is over and its pages are free; kept contexts go too, unless a prefill refused its arguments.
+  // Only a verb called while another thread is in one throws BadArgument and changes nothing.
   void prefill(const std::vector<std::vector<std::int32_t>>& prefixes,
                const std::vector<std::vector<std::int32_t>>& goals, const std::vector<NoiseKey>& keys,
                std::function<void()> interrupted);
