@@ -7,7 +7,7 @@
 namespace ttengine {
 namespace {
 
-constexpr std::size_t kBlockRows = 24;  // rows whose activations a thread keeps in its first caches
+constexpr std::size_t kBlockRows = 48;  // rows whose activations a thread keeps in its first caches
 
 PageShape page_shape(const ModelShape& shape, std::size_t slots) {
   PageShape page;
@@ -15,7 +15,7 @@ PageShape page_shape(const ModelShape& shape, std::size_t slots) {
   page.heads = shape.heads;
   page.head_width = shape.head_width();
   page.head_padded = round_up(page.head_width, 8);
-  page.keys_floats = round_up(page.heads * page.head_width * (slots == 1 ? 1 : round_up(slots, kSlotBlock)), kRowAlign);
+  page.keys_floats = round_up(page.heads * page.head_width * (slots == 1 ? 1 : padded_slots(slots)), kRowAlign);
   page.layer_floats = round_up(page.keys_floats + page.heads * page.slots * page.head_padded, kRowAlign);
   return page;
 }
@@ -62,21 +62,25 @@ void Forward::run(const Batch& batch, std::size_t head_column,
   for (const Row& row : batch.rows) most_pages = std::max<std::size_t>(most_pages, row.page_count);
   const std::size_t most_scores = round_up(most_pages * round_up(round_.slots, kSlotBlock), kRowAlign);
   for (Scratch& scratch : scratch_) {
-    scratch.attention.grow(attend_scratch(kBlockRows, most_pages, most_scores, round_));
+    scratch.attention.grow(attend_scratch(kBlockRows, most_scores, round_));
     scratch.offsets.resize(std::max(scratch.offsets.size(), kBlockRows * most_pages));
     scratch.runs.resize(scratch.offsets.size());
+    scratch.ranges.reserve(batch.pages.size() * (shape_.heads + 1));  // the threads' job must not throw
+    scratch.block_ranges.reserve(rows / kBlockRows + 2);
   }
   team_.run([&](std::size_t thread) {
     Scratch& scratch = scratch_[thread];
     const Share mine(rows, team_.size(), thread);
     for (std::size_t r = mine.first; r < mine.end; ++r) embed(batch.rows[r], x_.data() + r * Dp);
+    plan_ahead(batch, mine, scratch);
+    look_ahead(0, 0, scratch);
     for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
       for (std::size_t r = mine.first; r < mine.end; r += kBlockRows) {
         project(batch, layer, r, std::min(r + kBlockRows, mine.end), scratch);
       }
       if (!batch.independent) team_.barrier();
       for (std::size_t r = mine.first; r < mine.end; r += kBlockRows) {
-        mix(batch, layer, r, std::min(r + kBlockRows, mine.end), scratch);
+        mix(batch, layer, r, std::min(r + kBlockRows, mine.end), (r - mine.first) / kBlockRows, scratch);
       }
     }
     predict(batch, head_column, mine, scratch, finish);
@@ -100,7 +104,7 @@ void Forward::project(const Batch& batch, std::size_t layer, std::size_t first, 
   float* qkv = scratch.qkv.data();
   kernels_.layer_norm(x_.data() + first * Dp, end - first, D, Dp, weights.attention_gain, weights.attention_shift,
                       scratch.normed.data());
-  kernels_.matmul(scratch.normed.data(), Dp, end - first, weights.qkv, qkv, stride, Epilogue::store);
+  kernels_.matmul(scratch.normed.data(), Dp, end - first, weights.qkv, qkv, stride, Epilogue::store, scratch.ahead);
   for (std::size_t r = first; r < end; ++r, qkv += stride) {
     const Row& row = batch.rows[r];
     std::copy(qkv, qkv + D, query_.data() + r * Dp);
@@ -112,7 +116,8 @@ void Forward::project(const Batch& batch, std::size_t layer, std::size_t first, 
 }
 
 // Attention and the MLP of a block of rows.
-void Forward::mix(const Batch& batch, std::size_t layer, std::size_t first, std::size_t end, Scratch& scratch) {
+void Forward::mix(const Batch& batch, std::size_t layer, std::size_t first, std::size_t end, std::size_t block,
+                  Scratch& scratch) {
   const Layer& weights = weights_.layers()[layer];
   const std::size_t D = shape_.width, Dp = shape_.padded_width(), rows = end - first;
   const std::size_t hidden = round_up(4 * D, kRowAlign);
@@ -128,10 +133,12 @@ void Forward::mix(const Batch& batch, std::size_t layer, std::size_t first, std:
                    scratch.counts.data(), layer, &round_, &single_, shape_.pairs(), cos_.data(), sin_.data(),
                    scratch.attention.data(), scratch.offsets.data(), scratch.runs.data(), most_pages,
                    round_up(most_pages * round_up(round_.slots, kSlotBlock), kRowAlign)});
-  kernels_.matmul(scratch.mixed.data(), Dp, rows, weights.projection, x, Dp, Epilogue::add);
+  look_ahead(layer, block + 1, scratch);
+  kernels_.matmul(scratch.mixed.data(), Dp, rows, weights.projection, x, Dp, Epilogue::add, scratch.ahead);
   kernels_.layer_norm(x, rows, D, Dp, weights.mlp_gain, weights.mlp_shift, scratch.normed.data());
-  kernels_.matmul(scratch.normed.data(), Dp, rows, weights.mlp_in, scratch.hidden.data(), hidden, Epilogue::gelu);
-  kernels_.matmul(scratch.hidden.data(), hidden, rows, weights.mlp_out, x, Dp, Epilogue::add);
+  kernels_.matmul(scratch.normed.data(), Dp, rows, weights.mlp_in, scratch.hidden.data(), hidden, Epilogue::gelu,
+                  scratch.ahead);
+  kernels_.matmul(scratch.hidden.data(), hidden, rows, weights.mlp_out, x, Dp, Epilogue::add, scratch.ahead);
 }
 
 // Logits of those of a thread's rows that have an output.
@@ -148,10 +155,52 @@ void Forward::predict(const Batch& batch, std::size_t column, Share share, Scrat
     kernels_.layer_norm(scratch.mixed.data(), count, D, Dp, weights_.final_gain(), weights_.final_shift(),
                         scratch.normed.data());
     kernels_.matmul(scratch.normed.data(), Dp, count, weights_.head(column), scratch.logits.data(), stride,
-                    Epilogue::store);
+                    Epilogue::store, scratch.ahead);
     for (std::size_t i = 0; i < count; ++i) finish(outputs[i], scratch.logits.data() + i * stride);
     count = 0;
   }
+}
+
+// Lists the keys and values that a thread's rows will read in each layer, in the order of their reading.
+void Forward::plan_ahead(const Batch& batch, Share share, Scratch& scratch) const {
+  scratch.ranges.clear();
+  scratch.block_ranges.clear();
+  const auto add = [&](const float* from, std::size_t floats) { scratch.ranges.push_back({from, floats}); };
+  for (std::size_t first = share.first; first < share.end; first += kBlockRows) {
+    scratch.block_ranges.push_back(scratch.ranges.size());
+    const std::size_t end = std::min(first + kBlockRows, share.end);
+    for (std::size_t r = first; r < end; ++r) {
+      const Row& row = batch.rows[r];
+      for (std::size_t i = 0; i < row.page_count; ++i) {
+        const VisiblePage& page = batch.pages[row.first_page + i];
+        if (page.single) continue;
+        if (r > first && i < batch.rows[r - 1].page_count &&
+            batch.pages[batch.rows[r - 1].first_page + i].page == page.page)
+          continue;
+        const std::size_t keys = std::min(round_up(page.end, kSlotBlock), padded_slots(round_.slots));
+        add(page.page, keys * round_.heads * round_.head_width);
+        for (std::size_t head = 0; head < round_.heads; ++head) {
+          add(page.page + round_.keys_floats + (head * round_.slots + page.first) * round_.head_padded,
+              (page.end - page.first) * round_.head_padded);
+        }
+      }
+    }
+  }
+  scratch.block_ranges.push_back(scratch.ranges.size());
+}
+
+// From now on products ask for what a block's attention will read; past the last block, for the next layer's first.
+void Forward::look_ahead(std::size_t layer, std::size_t block, Scratch& scratch) const {
+  const std::size_t blocks = scratch.block_ranges.size() - 1;
+  if (block >= blocks) {
+    block = 0;
+    ++layer;
+  }
+  scratch.ahead = {};
+  if (layer >= shape_.layers || blocks == 0) return;
+  scratch.ahead.range = scratch.ranges.data() + scratch.block_ranges[block];
+  scratch.ahead.end = scratch.ranges.data() + scratch.block_ranges[block + 1];
+  scratch.ahead.shift = layer * round_.layer_floats;
 }
 
 std::size_t Forward::attended(const Batch& batch) const {
@@ -171,7 +220,8 @@ void Forward::copy_slots(const std::byte* from, std::byte* to, std::size_t slots
   for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
     const std::size_t keys = layer * round_.layer_floats, values = keys + round_.keys_floats;
     // whole blocks: the slots past the last one are written before they are read
-    const std::size_t floats = round_up(slots, kSlotBlock) * round_.heads * round_.head_width;
+    const std::size_t copied = std::min(round_up(slots, kSlotBlock), padded_slots(round_.slots));
+    const std::size_t floats = copied * round_.heads * round_.head_width;
     std::copy(source + keys, source + keys + floats, target + keys);
     for (std::size_t head = 0; head < round_.heads; ++head) {
       const std::size_t at = values + head * round_.slots * round_.head_padded;

@@ -63,13 +63,19 @@ class Forward {
     std::vector<std::size_t> counts;
     std::vector<std::uint32_t> offsets;
     std::vector<PageRun> runs;
+    std::vector<Ahead::Range> ranges;       // what attention will read, block after block
+    std::vector<std::size_t> block_ranges;  // where each block's begin
+    Ahead ahead;
   };
 
   void embed(const Row& row, float* x) const;
   void project(const Batch& batch, std::size_t layer, std::size_t first, std::size_t end, Scratch& scratch);
-  void mix(const Batch& batch, std::size_t layer, std::size_t first, std::size_t end, Scratch& scratch);
+  void mix(const Batch& batch, std::size_t layer, std::size_t first, std::size_t end, std::size_t block,
+           Scratch& scratch);
   void predict(const Batch& batch, std::size_t column, Share share, Scratch& scratch,
                const std::function<void(std::size_t, const float*)>& finish);
+  void plan_ahead(const Batch& batch, Share share, Scratch& scratch) const;
+  void look_ahead(std::size_t layer, std::size_t block, Scratch& scratch) const;
   std::size_t attended(const Batch& batch) const;
 
   const Weights& weights_;

@@ -85,6 +85,13 @@ Weights::Weights(const ModelShape& shape, const Tensors& tensors, const Kernels&
                        norm("mlp_norm.bias"), linear("qkv", 3 * D, D), linear("projection", D, D),
                        linear("mlp_in", 4 * D, D), linear("mlp_out", D, 4 * D)});
   }
+  for (std::size_t i = 0; i < shape.layers; ++i) {
+    Layer& layer = layers_[i];
+    layer.qkv.next = layer.projection.weights;
+    layer.projection.next = layer.mlp_in.weights;
+    layer.mlp_in.next = layer.mlp_out.weights;
+    layer.mlp_out.next = layers_[(i + 1) % shape.layers].qkv.weights;
+  }
   final_gain_ = vector(find(tensors, "final_norm.weight", {D}), Dp);
   final_shift_ = vector(find(tensors, "final_norm.bias", {D}), Dp);
   const Tensor& head = find(tensors, "head.weight", {K, V + 1, D});
@@ -111,7 +118,7 @@ PackedMatrix Weights::matrix(const float* weights, const float* bias, std::size_
     }
   }
   if (bias != nullptr) std::copy(bias, bias + n, shift.data());
-  const PackedMatrix matrix{packed.data(), shift.data(), k, n_padded};
+  const PackedMatrix matrix{packed.data(), shift.data(), k, n_padded, nullptr};
   storage_.push_back(std::move(packed));
   storage_.push_back(std::move(shift));
   return matrix;

@@ -42,7 +42,7 @@ PHYSICAL_ROWS_AND_PAGES = {
 """Recorded, not derived: how many rows are left once equal ones are shared depends on what the model samples. The same
 on every instruction set. Who changes the sharing, or how long pages are held, records them anew."""
 
-INSTRUCTIONS_PER_ROW = 85_000
+INSTRUCTIONS_PER_ROW = 95_500
 """Recorded: callgrind's count over a plan's physical rows, with AVX2, for one layer of the released width; what Python
 and PyTorch do around the engine is in it. Who makes the engine faster records it anew."""
 

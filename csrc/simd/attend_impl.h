@@ -6,107 +6,128 @@
 
 namespace ttengine::TTENGINE_ISA {
 
-constexpr int kBlock = kSlotBlock;  // slots, or dims of a value, that are taken together
-using Block = FloatN<kBlock>;
+constexpr int kUnit = kLanes == 16 ? 16 : 8;  // slots, or dims of a value, in one vector
+using Unit = FloatN<kUnit>;
 
 // Sums run in two chains each, over even and odd terms, so that a lone row does not wait for its own additions. The
 // tiles fill the registers: 32 of them with AVX-512, else 16.
-constexpr int kScoreRows = kLanes == 16 ? 4 : 2, kScoreBlocks = 3;
-constexpr int kMixRows = 3, kMixBlocks = kLanes == 16 ? 4 : 2;
+constexpr int kScoreRows = kLanes == 16 ? 4 : 2, kScoreUnits = 3;
+constexpr int kMixRows = kLanes == 16 ? 4 : 3, kMixUnits = 2;
 
-// Scores of R rows against C blocks of slots, `stride` floats apart.
-template <int R, int C>
-inline void score_tile(const float* const* query, const float* keys, std::size_t stride, std::size_t width,
-                       float* const* scores) {
-  Block even[R][C], odd[R][C];
+// One vector; of a half, eight lanes are read and the others are zero.
+template <bool Half>
+inline Unit load_unit(const float* from) {
+#if defined(__AVX512F__)
+  if constexpr (Half) return _mm512_zextps256_ps512(load<8>(from));
+#endif
+  return load<kUnit>(from);
+}
+
+// From one dim of a block's keys to the next, and where one head's keys of a block begin.
+inline std::size_t key_stride(const PageShape& shape, std::size_t block) {
+  const std::size_t left = padded_slots(shape.slots) - block * kSlotBlock;
+  return left < kSlotBlock ? left : kSlotBlock;
+}
+inline std::size_t key_offset(const PageShape& shape, std::size_t block, std::size_t head) {
+  return (block * shape.heads * kSlotBlock + head * key_stride(shape, block)) * shape.head_width;
+}
+
+// Where a vector of keys lies: one dim is `stride` floats from the next.
+struct KeyUnit {
+  const float* keys;
+  std::size_t stride;
+};
+
+// Scores of R rows against C vectors of slots, the last of which may be a half.
+template <int R, int C, bool Half>
+inline void score_tile(const float* const* query, const KeyUnit* units, std::size_t width, float* const* scores) {
+  Unit total[2][R][C];
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) even[r][c] = odd[r][c] = splat<kBlock>(0.0f);
-  const auto add = [&](Block(&total)[R][C], std::size_t d) {
-    Block key[C];
-    for (int c = 0; c < C; ++c) key[c] = load<kBlock>(keys + c * stride + d * kBlock);
-    for (int r = 0; r < R; ++r) {
-      const Block q = splat<kBlock>(query[r][d]);
-      for (int c = 0; c < C; ++c) total[r][c] = fma_lanes<kBlock>(q, key[c], total[r][c]);
+    for (int c = 0; c < C; ++c) total[0][r][c] = total[1][r][c] = splat<kUnit>(0.0f);
+  const float* keys[C];
+  for (int c = 0; c < C; ++c) keys[c] = units[c].keys;
+  for (std::size_t d = 0; d < width; d += 2) {
+    for (int chain = 0; chain < 2; ++chain) {
+      if (chain == 1 && d + 1 == width) break;
+      Unit key[C];
+      for (int c = 0; c < C; ++c) {
+        key[c] = c == C - 1 ? load_unit<Half>(keys[c]) : load_unit<false>(keys[c]);
+        keys[c] += units[c].stride;
+      }
+      for (int r = 0; r < R; ++r) {
+        const Unit q = splat<kUnit>(query[r][d + chain]);
+        for (int c = 0; c < C; ++c) total[chain][r][c] = fma_lanes<kUnit>(q, key[c], total[chain][r][c]);
+      }
     }
-  };
-  std::size_t d = 0;
-  for (; d + 2 <= width; d += 2) {
-    add(even, d);
-    add(odd, d + 1);
   }
-  if (d < width) add(even, d);
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store<kBlock>(scores[r] + c * kBlock, even[r][c] + odd[r][c]);
+    for (int c = 0; c < C; ++c) store<kUnit>(scores[r] + c * kUnit, total[0][r][c] + total[1][r][c]);
 }
 
 template <int R>
-inline void score_rows(const float* const* query, const float* keys, std::size_t stride, std::size_t width,
-                       float* const* scores, std::size_t blocks) {
-  float* to[R];
-  for (std::size_t b = 0; b < blocks; b += kScoreBlocks) {
-    for (int r = 0; r < R; ++r) to[r] = scores[r] + b * kBlock;
-    switch (blocks - b) {
-      case 1:
-        score_tile<R, 1>(query, keys + b * stride, stride, width, to);
-        break;
-      case 2:
-        score_tile<R, 2>(query, keys + b * stride, stride, width, to);
-        break;
-      default:
-        score_tile<R, kScoreBlocks>(query, keys + b * stride, stride, width, to);
-        break;
-    }
+inline void score_rows(const float* const* query, const KeyUnit* units, std::size_t count, bool half, std::size_t width,
+                       float* const* scores) {
+  constexpr bool kHalves = kUnit > 8;
+  switch (count) {
+    case 1:
+      half ? score_tile<R, 1, kHalves>(query, units, width, scores)
+           : score_tile<R, 1, false>(query, units, width, scores);
+      break;
+    case 2:
+      half ? score_tile<R, 2, kHalves>(query, units, width, scores)
+           : score_tile<R, 2, false>(query, units, width, scores);
+      break;
+    default:
+      half ? score_tile<R, 3, kHalves>(query, units, width, scores)
+           : score_tile<R, 3, false>(query, units, width, scores);
+      break;
   }
 }
 
-// Adds weights times values of `count` slots to R rows' sums, C blocks of dims each.
-template <int R, int C>
+// Adds weights times values of `count` slots to R rows' sums, C vectors of dims each, the last of which may be a half.
+template <int R, int C, bool Half>
 inline void mix_tile(const float* const* weights, const float* values, std::size_t stride, std::size_t count,
-                     float* const* mixed) {
-  Block even[R][C], odd[R][C];
+                     float* const* sums) {
+  Unit total[2][R][C];
   for (int r = 0; r < R; ++r) {
     for (int c = 0; c < C; ++c) {
-      even[r][c] = load<kBlock>(mixed[r] + c * kBlock);
-      odd[r][c] = splat<kBlock>(0.0f);
+      total[0][r][c] = load<kUnit>(sums[r] + c * kUnit);
+      total[1][r][c] = splat<kUnit>(0.0f);
     }
   }
-  const auto add = [&](Block(&total)[R][C], std::size_t s) {
-    Block value[C];
-    for (int c = 0; c < C; ++c) value[c] = load<kBlock>(values + s * stride + c * kBlock);
-    for (int r = 0; r < R; ++r) {
-      const Block w = splat<kBlock>(weights[r][s]);
-      for (int c = 0; c < C; ++c) total[r][c] = fma_lanes<kBlock>(w, value[c], total[r][c]);
+  for (std::size_t s = 0; s < count; s += 2) {
+    for (int chain = 0; chain < 2; ++chain, values += stride) {
+      if (chain == 1 && s + 1 == count) break;
+      Unit value[C];
+      for (int c = 0; c < C; ++c) {
+        const float* from = values + c * kUnit;
+        value[c] = c == C - 1 ? load_unit<Half>(from) : load_unit<false>(from);
+      }
+      for (int r = 0; r < R; ++r) {
+        const Unit w = splat<kUnit>(weights[r][s + chain]);
+        for (int c = 0; c < C; ++c) total[chain][r][c] = fma_lanes<kUnit>(w, value[c], total[chain][r][c]);
+      }
     }
-  };
-  std::size_t s = 0;
-  for (; s + 2 <= count; s += 2) {
-    add(even, s);
-    add(odd, s + 1);
   }
-  if (s < count) add(even, s);
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store<kBlock>(mixed[r] + c * kBlock, even[r][c] + odd[r][c]);
+    for (int c = 0; c < C; ++c) store<kUnit>(sums[r] + c * kUnit, total[0][r][c] + total[1][r][c]);
 }
 
 template <int R>
-inline void mix_rows(const float* const* weights, const float* values, std::size_t stride, std::size_t count,
-                     float* const* mixed, std::size_t blocks) {
+inline void mix_rows(const float* const* weights, const float* values, std::size_t padded, std::size_t count,
+                     float* const* sums) {
   float* to[R];
-  for (std::size_t b = 0; b < blocks; b += kMixBlocks) {
-    for (int r = 0; r < R; ++r) to[r] = mixed[r] + b * kBlock;
-    switch (blocks - b < kMixBlocks ? blocks - b : kMixBlocks) {
-      case 1:
-        mix_tile<R, 1>(weights, values + b * kBlock, stride, count, to);
-        break;
-      case 2:
-        mix_tile<R, 2>(weights, values + b * kBlock, stride, count, to);
-        break;
-      case 3:
-        if constexpr (kMixBlocks > 2) mix_tile<R, 3>(weights, values + b * kBlock, stride, count, to);
-        break;
-      default:
-        if constexpr (kMixBlocks > 2) mix_tile<R, 4>(weights, values + b * kBlock, stride, count, to);
-        break;
+  for (std::size_t d = 0; d < padded; d += kMixUnits * kUnit) {
+    for (int r = 0; r < R; ++r) to[r] = sums[r] + d;
+    const std::size_t left = padded - d;
+    if (left >= 2 * kUnit) {
+      mix_tile<R, 2, false>(weights, values + d, padded, count, to);
+    } else if (left > kUnit) {  // only vectors of sixteen have halves
+      mix_tile<R, 2, kUnit == 16>(weights, values + d, padded, count, to);
+    } else if (left == kUnit) {
+      mix_tile<R, 1, false>(weights, values + d, padded, count, to);
+    } else {
+      mix_tile<R, 1, kUnit == 16>(weights, values + d, padded, count, to);
     }
   }
 }
@@ -123,13 +144,14 @@ inline float dot(const float* a, const float* b, std::size_t n) {
 // The query of one head, scaled, turned to meet the keys of a page.
 inline void turn_query(const float* query, std::size_t width, float scale, std::size_t pairs, const float* cos,
                        const float* sin, float* turned) {
+  constexpr int kStep = 8;
   std::size_t p = 0;
-  for (; p + kBlock <= pairs; p += kBlock) {
-    const Block a = load<kBlock>(query + p) * splat<kBlock>(scale);
-    const Block b = load<kBlock>(query + pairs + p) * splat<kBlock>(scale);
-    const Block c = load<kBlock>(cos + p), s = load<kBlock>(sin + p);
-    store<kBlock>(turned + p, a * c - b * s);
-    store<kBlock>(turned + pairs + p, a * s + b * c);
+  for (; p + kStep <= pairs; p += kStep) {
+    const auto a = load<kStep>(query + p) * splat<kStep>(scale);
+    const auto b = load<kStep>(query + pairs + p) * splat<kStep>(scale);
+    const auto c = load<kStep>(cos + p), s = load<kStep>(sin + p);
+    store<kStep>(turned + p, a * c - b * s);
+    store<kStep>(turned + pairs + p, a * s + b * c);
   }
   for (; p < pairs; ++p) {
     const float a = query[p] * scale, b = query[pairs + p] * scale;
@@ -137,15 +159,12 @@ inline void turn_query(const float* query, std::size_t width, float scale, std::
     turned[pairs + p] = a * sin[p] + b * cos[p];
   }
   std::size_t d = 2 * pairs;
-  for (; d + kBlock <= width; d += kBlock) store<kBlock>(turned + d, load<kBlock>(query + d) * splat<kBlock>(scale));
+  for (; d + kStep <= width; d += kStep) store<kStep>(turned + d, load<kStep>(query + d) * splat<kStep>(scale));
   for (; d < width; ++d) turned[d] = query[d] * scale;
 }
 
-// e^(score - highest) in place over whole blocks; returns their sum.
+// e^(score - highest) in place, over whole vectors; returns their sum.
 inline float exponentiate(float* scores, std::size_t count) {
-  for (; count % kLanes != 0; count += kBlock) {
-    for (int i = 0; i < kBlock; ++i) scores[count + i] = -__builtin_inff();
-  }
   Vec top = load(scores);
   for (std::size_t i = kLanes; i < count; i += kLanes) top = max(top, load(scores + i));
   const Vec highest_score = splat(highest(top));
@@ -158,172 +177,154 @@ inline float exponentiate(float* scores, std::size_t count) {
   return sum(total);
 }
 
+// Scores of a page: whole blocks, from that of its first visible slot.
+inline std::size_t score_width(const VisiblePage& page) {
+  return page.single ? 1 : round_up(page.end, kSlotBlock) - page.first / kSlotBlock * kSlotBlock;
+}
+
 inline bool same_view(const VisiblePage& a, const VisiblePage& b) {
   return a.page == b.page && a.first == b.first && a.end == b.end;
 }
 
-// Where a row's scores of a page begin: whole blocks, counted from the block of its first visible slot.
-inline std::size_t first_block(const VisiblePage& page) { return page.first / kBlock; }
-inline std::size_t block_count(const VisiblePage& page) {
-  return page.single ? 1 : (page.end + kBlock - 1) / kBlock - first_block(page);
-}
-
-// A block of rows; heads side by side in all scratch.
+// A block of rows, one head at a time: a head's scores stay in the first cache.
 struct Pass {
   const AttendArguments& a;
-  float *turned, *scores, *sums;
-  float* inverses;  // [rows][heads], of the sums of exponentials
+  std::size_t runs;
+  float *turned, *scores, *sums, *inverse;  // [rows][head_width], [rows][most_scores], [rows][sum_stride], [rows]
+  std::size_t sum_stride;
+  float scale;  // of scores
 
   const PageShape& shape(const VisiblePage& page) const { return page.single ? *a.single : *a.round; }
-  const float* keys(const VisiblePage& page, std::size_t head) const {  // of the first visible block
-    const PageShape& s = shape(page);
-    const float* layer = page.page + a.layer * s.layer_floats;
-    if (page.single) return layer + head * s.head_width;
-    return layer + (first_block(page) * s.heads + head) * s.head_width * kBlock;
-  }
+  const float* keys(const VisiblePage& page) const { return page.page + a.layer * shape(page).layer_floats; }
   const float* values(const VisiblePage& page, std::size_t head) const {  // of the first visible slot
     const PageShape& s = shape(page);
-    const float* layer = page.page + a.layer * s.layer_floats + s.keys_floats;
-    return layer + (head * s.slots + page.first) * s.head_padded;
-  }
-  float* turned_query(std::size_t row, std::size_t i, std::size_t head) const {
-    return turned + ((row * a.most_pages + i) * a.round->heads + head) * a.round->head_width;
-  }
-  float* row_scores(std::size_t row, std::size_t head) const {
-    return scores + (row * a.round->heads + head) * a.most_scores;
-  }
-  float* page_scores(std::size_t row, std::size_t i, std::size_t head) const {
-    return row_scores(row, head) + a.offsets[row * a.most_pages + i];
-  }
-  float* row_sums(std::size_t row, std::size_t head) const {
-    return sums + (row * a.round->heads + head) * a.round->head_padded;
-  }
-
-  void turn_queries() const {
-    const std::size_t width = a.round->head_width;
-    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(width));
-    for (std::size_t row = 0; row < a.rows; ++row) {
-      for (std::size_t i = 0; i < a.page_counts[row]; ++i) {
-        const std::size_t table = a.pages[row][i].turn * a.pairs;
-        for (std::size_t head = 0; head < a.round->heads; ++head) {
-          turn_query(a.query + row * a.query_stride + head * width, width, scale, a.pairs, a.cos + table, a.sin + table,
-                     turned_query(row, i, head));
-        }
-      }
-    }
-  }
-
-  // Asks for the keys (or values) of a page before their turn comes: pages lie far apart, out of the prefetchers'
-  // sight.
-  void fetch_keys(const VisiblePage& page, std::size_t head) const {
-    const PageShape& s = shape(page);
-    const std::size_t bytes = s.head_width * (page.single ? 1 : kBlock) * sizeof(float);
-    const std::size_t stride = s.heads * s.head_width * kBlock;
-    for (std::size_t b = 0; b < block_count(page); ++b) fetch(keys(page, head) + b * stride, bytes);
-  }
-  void fetch_values(const VisiblePage& page, std::size_t head) const {
-    fetch(values(page, head), (page.end - page.first) * shape(page).head_padded * sizeof(float));
-  }
-  static void fetch(const float* from, std::size_t bytes) {
-    const auto* line = reinterpret_cast<const char*>(from);
-    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i);
+    return keys(page) + s.keys_floats + (head * s.slots + page.first) * s.head_padded;
   }
   const VisiblePage& page_of(const PageRun& run) const { return a.pages[run.first_row][run.page]; }
+  float* page_scores(std::size_t row, std::size_t i) const {
+    return scores + row * a.most_scores + a.offsets[row * a.most_pages + i];
+  }
+
+  std::size_t score_count(std::size_t row) const {  // whole vectors
+    const std::size_t last = a.page_counts[row] - 1;
+    return round_up(a.offsets[row * a.most_pages + last] + score_width(a.pages[row][last]), kLanes);
+  }
 
   void score(const PageRun& run, std::size_t head) const {
     const VisiblePage& page = page_of(run);
     const PageShape& s = shape(page);
-    const float* from = keys(page, head);
+    const std::size_t end = run.first_row + run.rows, width = s.head_width;
+    for (std::size_t row = run.first_row; row < end; ++row) {
+      const std::size_t table = a.pages[row][run.page].turn * a.pairs;
+      turn_query(a.query + row * a.query_stride + head * width, width, scale, a.pairs, a.cos + table, a.sin + table,
+                 turned + row * width);
+    }
     if (page.single) {
-      for (std::size_t row = run.first_row; row < run.first_row + run.rows; ++row) {
-        float* to = page_scores(row, run.page, head);
-        to[0] = dot(turned_query(row, run.page, head), from, s.head_width);
-        for (int lane = 1; lane < kBlock; ++lane) to[lane] = -__builtin_inff();
+      const float* from = keys(page) + head * width;
+      for (std::size_t row = run.first_row; row < end; ++row) {
+        float* to = page_scores(row, run.page);
+        if ((to - scores) % kSlotBlock == 0) hide(to, 0, kSlotBlock);  // the first of its vector
+        *to = dot(turned + row * width, from, width);
       }
       return;
     }
-    const std::size_t blocks = block_count(page), stride = s.heads * s.head_width * kBlock;
+    constexpr std::size_t kPerBlock = kSlotBlock / kUnit;
+    const std::size_t start = page.first / kSlotBlock * kPerBlock;
+    for (std::size_t u = start; u * kUnit < page.end;) {
+      KeyUnit units[kScoreUnits];
+      std::size_t count = 0;
+      const std::size_t at = (u - start) * kUnit;
+      for (; u * kUnit < page.end && count < kScoreUnits; ++u, ++count) {
+        const std::size_t block = u / kPerBlock;
+        units[count] = {keys(page) + key_offset(s, block, head) + u % kPerBlock * kUnit, key_stride(s, block)};
+      }
+      score_units(run, units, count, units[count - 1].stride < kSlotBlock, at);
+    }
+    for (std::size_t row = run.first_row; row < end; ++row) hide_edges(page, page_scores(row, run.page));
+  }
+
+  void score_units(const PageRun& run, const KeyUnit* units, std::size_t count, bool half, std::size_t at) const {
+    const std::size_t width = a.round->head_width;
     for (std::size_t r = 0; r < run.rows; r += kScoreRows) {
-      const std::size_t count = run.rows - r < kScoreRows ? run.rows - r : kScoreRows;
+      const std::size_t rows = run.rows - r < kScoreRows ? run.rows - r : kScoreRows;
       const float* query[kScoreRows];
       float* to[kScoreRows];
-      for (std::size_t j = 0; j < count; ++j) {
-        query[j] = turned_query(run.first_row + r + j, run.page, head);
-        to[j] = page_scores(run.first_row + r + j, run.page, head);
+      for (std::size_t j = 0; j < rows; ++j) {
+        query[j] = turned + (run.first_row + r + j) * width;
+        to[j] = page_scores(run.first_row + r + j, run.page) + at;
       }
-      switch (count) {
+      switch (rows) {
         case 4:
-          if constexpr (kScoreRows > 2) score_rows<4>(query, from, stride, s.head_width, to, blocks);
+          if constexpr (kScoreRows > 2) score_rows<4>(query, units, count, half, width, to);
           break;
         case 3:
-          if constexpr (kScoreRows > 2) score_rows<3>(query, from, stride, s.head_width, to, blocks);
+          if constexpr (kScoreRows > 2) score_rows<3>(query, units, count, half, width, to);
           break;
         case 2:
-          score_rows<2>(query, from, stride, s.head_width, to, blocks);
+          score_rows<2>(query, units, count, half, width, to);
           break;
         default:
-          score_rows<1>(query, from, stride, s.head_width, to, blocks);
+          score_rows<1>(query, units, count, half, width, to);
           break;
       }
-      for (std::size_t j = 0; j < count; ++j) mask_edges(page, to[j]);
     }
   }
 
   // Slots of the first and the last block that the row does not see.
-  static void mask_edges(const VisiblePage& page, float* to) {
-    const std::size_t start = first_block(page) * kBlock, end = block_count(page) * kBlock;
-    for (std::size_t s = 0; s < page.first - start; ++s) to[s] = -__builtin_inff();
-    for (std::size_t s = page.end - start; s < end; ++s) to[s] = -__builtin_inff();
+  static void hide_edges(const VisiblePage& page, float* to) {
+    const std::size_t start = page.first / kSlotBlock * kSlotBlock;
+    hide(to, 0, page.first - start);
+    hide(to, page.end - start, score_width(page));
   }
-
-  void exponentiate_rows() const {
-    for (std::size_t row = 0; row < a.rows; ++row) {
-      const std::size_t last = a.page_counts[row] - 1;
-      const std::size_t count = a.offsets[row * a.most_pages + last] + block_count(a.pages[row][last]) * kBlock;
-      for (std::size_t head = 0; head < a.round->heads; ++head) {
-        inverses[row * a.round->heads + head] = 1.0f / exponentiate(row_scores(row, head), count);
-        float* to = row_sums(row, head);
-        for (std::size_t d = 0; d < a.round->head_padded; ++d) to[d] = 0.0f;
-      }
-    }
+  static void hide(float* scores, std::size_t from, std::size_t to) {
+    for (; from < to; ++from) scores[from] = -__builtin_inff();
   }
 
   void mix(const PageRun& run, std::size_t head) const {
     const VisiblePage& page = page_of(run);
-    const PageShape& s = shape(page);
-    const std::size_t skipped = page.single ? 0 : page.first - first_block(page) * kBlock;
+    const std::size_t skipped = page.single ? 0 : page.first % kSlotBlock, padded = a.round->head_padded;
     const float* from = values(page, head);
-    const std::size_t slots = page.end - page.first, blocks = s.head_padded / kBlock;
+    const std::size_t slots = page.end - page.first;
     for (std::size_t r = 0; r < run.rows; r += kMixRows) {
-      const std::size_t count = run.rows - r < kMixRows ? run.rows - r : kMixRows;
+      const std::size_t rows = run.rows - r < kMixRows ? run.rows - r : kMixRows;
       const float* weights[kMixRows];
       float* to[kMixRows];
-      for (std::size_t j = 0; j < count; ++j) {
-        weights[j] = page_scores(run.first_row + r + j, run.page, head) + skipped;
-        to[j] = row_sums(run.first_row + r + j, head);
+      for (std::size_t j = 0; j < rows; ++j) {
+        weights[j] = page_scores(run.first_row + r + j, run.page) + skipped;
+        to[j] = sums + (run.first_row + r + j) * sum_stride;
       }
-      switch (count) {
+      switch (rows) {
+        case 4:
+          if constexpr (kMixRows > 3) mix_rows<4>(weights, from, padded, slots, to);
+          break;
         case 3:
-          mix_rows<3>(weights, from, s.head_padded, slots, to, blocks);
+          mix_rows<3>(weights, from, padded, slots, to);
           break;
         case 2:
-          mix_rows<2>(weights, from, s.head_padded, slots, to, blocks);
+          mix_rows<2>(weights, from, padded, slots, to);
           break;
         default:
-          mix_rows<1>(weights, from, s.head_padded, slots, to, blocks);
+          mix_rows<1>(weights, from, padded, slots, to);
           break;
       }
     }
   }
 
-  void finish() const {
+  void attend(std::size_t head) const {
+    for (std::size_t i = 0; i < runs; ++i) {
+      score(a.runs[i], head);
+    }
     const std::size_t width = a.round->head_width;
     for (std::size_t row = 0; row < a.rows; ++row) {
-      for (std::size_t head = 0; head < a.round->heads; ++head) {
-        float* to = a.mixed + row * a.mixed_stride + head * width;
-        const float* from = row_sums(row, head);
-        for (std::size_t d = 0; d < width; ++d) to[d] = from[d] * inverses[row * a.round->heads + head];
-      }
+      for (std::size_t d = 0; d < sum_stride; d += kLanes) store(sums + row * sum_stride + d, splat(0.0f));
+      inverse[row] = 1.0f / exponentiate(scores + row * a.most_scores, score_count(row));
+    }
+    for (std::size_t i = 0; i < runs; ++i) {
+      mix(a.runs[i], head);
+    }
+    for (std::size_t row = 0; row < a.rows; ++row) {
+      float* to = a.mixed + row * a.mixed_stride + head * width;
+      for (std::size_t d = 0; d < width; ++d) to[d] = sums[row * sum_stride + d] * inverse[row];
     }
   }
 };
@@ -332,10 +333,12 @@ struct Pass {
 inline std::size_t find_runs(const AttendArguments& a) {
   std::size_t count = 0;
   for (std::size_t row = 0; row < a.rows; ++row) {
-    std::uint32_t offset = 0;
+    std::size_t offset = 0;
     for (std::size_t i = 0; i < a.page_counts[row]; ++i) {
-      a.offsets[row * a.most_pages + i] = offset;
-      offset += static_cast<std::uint32_t>(block_count(a.pages[row][i]) * kBlock);
+      const VisiblePage& page = a.pages[row][i];
+      if (!page.single) offset = round_up(offset, kSlotBlock);
+      a.offsets[row * a.most_pages + i] = static_cast<std::uint32_t>(offset);
+      offset += score_width(page);
     }
   }
   for (std::size_t i = 0; i < a.most_pages; ++i) {
@@ -353,36 +356,31 @@ inline std::size_t find_runs(const AttendArguments& a) {
 }
 
 inline void attend(const AttendArguments& a) {
-  const std::size_t heads = a.round->heads;
   float* turned = a.scratch;
-  float* scores = turned + a.rows * a.most_pages * heads * a.round->head_width;
-  float* sums = scores + a.rows * heads * a.most_scores;
-  const Pass pass{a, turned, scores, sums, sums + a.rows * heads * a.round->head_padded};
-  const std::size_t runs = find_runs(a);
-  pass.turn_queries();
-  for (std::size_t i = 0; i < runs; ++i) {
-    for (std::size_t head = 0; head < heads; ++head) {
-      if (i + 1 < runs) pass.fetch_keys(pass.page_of(a.runs[i + 1]), head);
-      pass.score(a.runs[i], head);
-    }
-  }
-  pass.exponentiate_rows();
-  for (std::size_t i = 0; i < runs; ++i) {
-    for (std::size_t head = 0; head < heads; ++head) {
-      if (i + 1 < runs) pass.fetch_values(pass.page_of(a.runs[i + 1]), head);
-      pass.mix(a.runs[i], head);
-    }
-  }
-  pass.finish();
+  float* scores = turned + round_up(a.rows * a.round->head_width, kRowAlign);
+  float* sums = scores + a.rows * a.most_scores;
+  const std::size_t sum_stride = round_up(a.round->head_padded, kRowAlign);
+  const Pass pass{a,          find_runs(a),
+                  turned,     scores,
+                  sums,       sums + a.rows * sum_stride,
+                  sum_stride, 1.0f / __builtin_sqrtf(static_cast<float>(a.round->head_width))};
+  for (std::size_t head = 0; head < a.round->heads; ++head) pass.attend(head);
 }
 
 inline void write_slot(const float* key, const float* value, const PageShape& shape, float* page, std::size_t layer,
                        std::size_t slot, std::size_t pairs, const float* cos, const float* sin, bool zero_turned) {
-  const std::size_t width = shape.head_width, step = shape.slots == 1 ? 1 : kBlock;
-  float* keys = page + layer * shape.layer_floats;
-  float* values = keys + shape.keys_floats + slot * shape.head_padded;
-  if (shape.slots > 1) keys += slot / kBlock * shape.heads * width * kBlock + slot % kBlock;
+  const std::size_t width = shape.head_width, block = slot / kSlotBlock;
+  const std::size_t step = shape.slots == 1 ? 1 : key_stride(shape, block);
+  float* layer_keys = page + layer * shape.layer_floats;
+  float* values = layer_keys + shape.keys_floats + slot * shape.head_padded;
+  const auto head_keys = [&](std::size_t head) {
+    return layer_keys + (shape.slots == 1 ? head * width : key_offset(shape, block, head) + slot % kSlotBlock);
+  };
+  for (std::size_t head = 0; head < shape.heads; ++head) {  // every dim lies in a cache line of its own: fetch them all
+    for (std::size_t d = 0; d < width; ++d) __builtin_prefetch(head_keys(head) + d * step, 1);
+  }
   for (std::size_t head = 0; head < shape.heads; ++head, key += width, value += width) {
+    float* keys = head_keys(head);
     for (std::size_t p = 0; p < pairs; ++p) {
       const float a = key[p], b = key[pairs + p];
       keys[p * step] = zero_turned ? 0.0f : a * cos[p] - b * sin[p];
@@ -391,7 +389,6 @@ inline void write_slot(const float* key, const float* value, const PageShape& sh
     for (std::size_t d = 2 * pairs; d < width; ++d) keys[d * step] = key[d];
     for (std::size_t d = 0; d < width; ++d) values[d] = value[d];
     for (std::size_t d = width; d < shape.head_padded; ++d) values[d] = 0.0f;
-    keys += width * step;
     values += shape.slots * shape.head_padded;
   }
 }

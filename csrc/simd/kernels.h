@@ -11,6 +11,18 @@ namespace ttengine {
 
 enum class Isa { portable, avx2, avx512 };
 
+// Memory that will be read soon. Products ask for it, a line at a time, while they compute.
+struct Ahead {
+  struct Range {
+    const float* from;
+    std::size_t floats;
+  };
+  const Range* range = nullptr;
+  const Range* end = nullptr;
+  std::size_t shift = 0;  // floats from where a range says to where it is: by layer
+  std::size_t done = 0;   // floats of the first range
+};
+
 // A weight matrix [n, k], laid out for one instruction set: panels of `panel` outputs, each [k][panel]; the last panel
 // is as narrow as whole vectors allow. Outputs past n are zero.
 struct PackedMatrix {
@@ -18,19 +30,28 @@ struct PackedMatrix {
   const float* bias;     // [n_padded], or null
   std::size_t k;         // inputs
   std::size_t n_padded;  // outputs, rounded up to whole vectors
+  const float* next;     // the weights that will be read after these, asked for ahead of time; or null
 };
 
 enum class Epilogue { store, gelu, add };  // c = ab + bias; c = gelu(ab + bias); c += ab + bias
 
+constexpr std::size_t kRowAlign = 16;  // rows of activations are padded to whole vectors of the widest set
+
+constexpr std::size_t round_up(std::size_t a, std::size_t step) { return (a + step - 1) / step * step; }
+
 // How one page lies in memory, in floats. By layer: keys [blocks][heads][head_width][kSlotBlock], so that a vector
-// holds neighbouring slots; then values [heads][slots][head_padded], so that a vector holds neighbouring dims. The keys
-// of a one-token page are [heads][head_width].
+// holds neighbouring slots; the last block is half as wide where that is enough. Then values
+// [heads][slots][head_padded], so that a vector holds neighbouring dims. The keys of a one-token page are
+// [heads][head_width].
 struct PageShape {
   std::size_t slots, heads, head_width, head_padded;
   std::size_t keys_floats, layer_floats;
 };
 
-constexpr std::size_t kSlotBlock = 8;  // slots of a page that are taken together
+constexpr std::size_t kSlotBlock = 16;  // slots of a page whose keys lie side by side
+
+// Slots of a page, with those that pad the last block.
+constexpr std::size_t padded_slots(std::size_t slots) { return round_up(slots, kSlotBlock / 2); }
 
 // The part of a page that a row attends to.
 struct VisiblePage {
@@ -64,13 +85,9 @@ struct AttendArguments {
   std::size_t most_scores;  // floats for one row's scores, a multiple of 16
 };
 
-constexpr std::size_t kRowAlign = 16;  // rows of activations are padded to whole vectors of the widest set
-
-constexpr std::size_t round_up(std::size_t a, std::size_t step) { return (a + step - 1) / step * step; }
-
-inline std::size_t attend_scratch(std::size_t rows, std::size_t most_pages, std::size_t most_scores,
-                                  const PageShape& shape) {
-  return rows * shape.heads * (most_pages * shape.head_width + most_scores + shape.head_padded + 1);
+inline std::size_t attend_scratch(std::size_t rows, std::size_t most_scores, const PageShape& shape) {
+  return round_up(rows * shape.head_width, kRowAlign) +
+         rows * (most_scores + round_up(shape.head_padded, kRowAlign) + 1);
 }
 
 struct Kernels {
@@ -79,7 +96,7 @@ struct Kernels {
 
   // c [rows][c_stride] from a [rows][a_stride]; strides are at least the padded widths.
   void (*matmul)(const float* a, std::size_t a_stride, std::size_t rows, const PackedMatrix& b, float* c,
-                 std::size_t c_stride, Epilogue epilogue);
+                 std::size_t c_stride, Epilogue epilogue, Ahead& ahead);
 
   // LayerNorm of [rows][stride] over the first `width`; gain and shift [stride] are zero past it, and so is the result.
   void (*layer_norm)(const float* x, std::size_t rows, std::size_t width, std::size_t stride, const float* gain,

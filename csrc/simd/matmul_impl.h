@@ -1,6 +1,7 @@
 // Register-tiled matrix products: a tile of rows times a panel of packed weights.
 #pragma once
 
+#include "simd/ahead_impl.h"
 #include "simd/kernels.h"
 #include "simd/vec.h"
 
@@ -11,22 +12,34 @@ constexpr int kTileRows = 6;
 constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
 constexpr std::size_t kPanel = kTileVectors * kLanes;
 
-template <int R, int C>
+// `next`: the panel that comes after this one, W lines of it for each of the k steps.
+template <int R, int C, int W>
 inline void tile(const float* a, std::size_t a_stride, const float* b, std::size_t k, const float* bias, float* c,
-                 std::size_t c_stride, Epilogue epilogue) {
+                 std::size_t c_stride, Epilogue epilogue, const float* next, Ahead& ahead) {
   Vec total[R][C];
   for (int v = 0; v < C; ++v) {
     const Vec start = bias != nullptr ? load(bias + v * kLanes) : splat(0.0f);
     for (int r = 0; r < R; ++r) total[r][v] = start;
   }
-  for (std::size_t i = 0; i < k; ++i, b += C * kLanes) {
+  const auto step = [&](std::size_t i) {
+    for (int line = 0; line < W; ++line, next += kLine) fetch(next);
     Vec column[C];
     for (int v = 0; v < C; ++v) column[v] = load(b + v * kLanes);
     for (int r = 0; r < R; ++r) {
       const Vec x = splat(a[r * a_stride + i]);
       for (int v = 0; v < C; ++v) total[r][v] = fma(x, column[v], total[r][v]);
     }
+    b += C * kLanes;
+  };
+  std::size_t i = 0;
+  while (i < k && ahead.range != ahead.end) {
+    Piece piece = take(ahead, k - i);
+    for (const std::size_t end = i + piece.lines; i < end; ++i, piece.from += kLine) {
+      fetch(piece.from);
+      step(i);
+    }
   }
+  for (; i < k; ++i) step(i);
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < C; ++v) {
       float* to = c + r * c_stride + v * kLanes;
@@ -39,43 +52,55 @@ inline void tile(const float* a, std::size_t a_stride, const float* b, std::size
 
 template <int C>
 inline void panel(const float* a, std::size_t a_stride, std::size_t rows, const float* b, std::size_t k,
-                  const float* bias, float* c, std::size_t c_stride, Epilogue epilogue) {
-  for (; rows >= kTileRows; rows -= kTileRows, a += kTileRows * a_stride, c += kTileRows * c_stride) {
-    tile<kTileRows, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+                  const float* bias, float* c, std::size_t c_stride, Epilogue epilogue, const float* next,
+                  Ahead& ahead) {
+  constexpr int W = (C * kLanes / 16 + 1) / 2;  // the first two tiles ask for the whole next panel
+  for (int t = 0; rows >= kTileRows; ++t, rows -= kTileRows, a += kTileRows * a_stride, c += kTileRows * c_stride) {
+    if (t < 2) {
+      tile<kTileRows, C, W>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
+      next += W * kLine * k;
+    } else {
+      tile<kTileRows, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
+    }
   }
   switch (rows) {
     case 5:
-      return tile<5, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+      return tile<5, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
     case 4:
-      return tile<4, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+      return tile<4, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
     case 3:
-      return tile<3, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+      return tile<3, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
     case 2:
-      return tile<2, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+      return tile<2, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
     case 1:
-      return tile<1, C>(a, a_stride, b, k, bias, c, c_stride, epilogue);
+      return tile<1, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
     default:
       return;
   }
 }
 
 inline void matmul(const float* a, std::size_t a_stride, std::size_t rows, const PackedMatrix& b, float* c,
-                   std::size_t c_stride, Epilogue epilogue) {
+                   std::size_t c_stride, Epilogue epilogue, Ahead& ahead) {
   const float* weights = b.weights;
   for (std::size_t n = 0; n < b.n_padded; n += kPanel, weights += kPanel * b.k) {
     const float* bias = b.bias != nullptr ? b.bias + n : nullptr;
+    const float* next = n + kPanel < b.n_padded ? weights + kPanel * b.k : b.next != nullptr ? b.next : b.weights;
     switch (b.n_padded - n < kPanel ? (b.n_padded - n) / kLanes : kTileVectors) {
       case 4:
-        if constexpr (kTileVectors >= 4) panel<4>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue);
+        if constexpr (kTileVectors >= 4) {
+          panel<4>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue, next, ahead);
+        }
         break;
       case 3:
-        if constexpr (kTileVectors >= 4) panel<3>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue);
+        if constexpr (kTileVectors >= 4) {
+          panel<3>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue, next, ahead);
+        }
         break;
       case 2:
-        panel<2>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue);
+        panel<2>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue, next, ahead);
         break;
       default:
-        panel<1>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue);
+        panel<1>(a, a_stride, rows, weights, b.k, bias, c + n, c_stride, epilogue, next, ahead);
         break;
     }
   }

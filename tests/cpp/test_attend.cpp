@@ -26,7 +26,7 @@ static PageShape page_shape(std::size_t slots, std::size_t heads, std::size_t wi
   page.heads = heads;
   page.head_width = width;
   page.head_padded = round_up(width, 8);
-  page.keys_floats = round_up(heads * width * (slots == 1 ? 1 : round_up(slots, kSlotBlock)), kRowAlign);
+  page.keys_floats = round_up(heads * width * (slots == 1 ? 1 : padded_slots(slots)), kRowAlign);
   page.layer_floats = round_up(page.keys_floats + heads * slots * page.head_padded, kRowAlign);
   return page;
 }
@@ -158,7 +158,7 @@ static std::vector<float> attend(const Setup& s, const std::vector<const TestRow
     lists.push_back(visible[r].data());
     counts.push_back(visible[r].size());
   }
-  std::vector<float> scratch(attend_scratch(rows.size(), most_pages, most_scores, s.round), kNaN);
+  std::vector<float> scratch(attend_scratch(rows.size(), most_scores, s.round), kNaN);
   std::vector<std::uint32_t> offsets(rows.size() * most_pages, 0xFFFFFFFF);
   std::vector<PageRun> runs(rows.size() * most_pages, PageRun{9999, 9999, 9999});
   s.kernels.attend({rows.size(), query.data(), stride, mixed.data(), stride, lists.data(), counts.data(), kLayers - 1,

@@ -50,9 +50,11 @@ struct Packed {
       }
     }
     std::copy(shift.begin(), shift.end(), bias.data());
-    matrix = {weights.data(), shift.empty() ? nullptr : bias.data(), k, padded};
+    matrix = {weights.data(), shift.empty() ? nullptr : bias.data(), k, padded, nullptr};
   }
 };
+
+static Ahead nothing_ahead;
 
 static double gelu(double x) { return 0.5 * x * (1.0 + std::erf(x * std::sqrt(0.5))); }
 
@@ -69,7 +71,7 @@ static void check_matmul(const Kernels& kernels, Random& random, std::size_t row
     for (std::size_t j = 0; j < b.matrix.n_padded; ++j) c[r * c_stride + j] = random.normal();
   }
   const std::vector<float> before = c;
-  kernels.matmul(a.data(), a_stride, rows, b.matrix, c.data(), c_stride, epilogue);
+  kernels.matmul(a.data(), a_stride, rows, b.matrix, c.data(), c_stride, epilogue, nothing_ahead);
   std::size_t wrong = 0;
   for (std::size_t r = 0; r <= rows; ++r) {
     for (std::size_t j = 0; j < c_stride; ++j) {
@@ -117,15 +119,40 @@ TEST(a_row_of_a_matrix_product_has_the_same_bits_whatever_rows_stand_beside_it) 
     for (const Epilogue epilogue : {Epilogue::store, Epilogue::gelu, Epilogue::add}) {
       std::vector<float> alone = start;
       for (std::size_t r = 0; r < kRows; ++r) {
-        kernels.matmul(a.data() + r * kK, kK, 1, b.matrix, alone.data() + r * kStride, kStride, epilogue);
+        kernels.matmul(a.data() + r * kK, kK, 1, b.matrix, alone.data() + r * kStride, kStride, epilogue,
+                       nothing_ahead);
       }
       for (std::size_t first = 0; first < kRows; ++first) {
         for (std::size_t rows = 2; first + rows <= kRows; ++rows) {
           std::vector<float> c = start;
-          kernels.matmul(a.data() + first * kK, kK, rows, b.matrix, c.data() + first * kStride, kStride, epilogue);
+          kernels.matmul(a.data() + first * kK, kK, rows, b.matrix, c.data() + first * kStride, kStride, epilogue,
+                         nothing_ahead);
           CHECK(same_bits(c.data() + first * kStride, alone.data() + first * kStride, rows * kStride));
         }
       }
+    }
+  });
+}
+
+TEST(asking_for_memory_ahead_of_time_changes_no_bit_and_ends) {
+  for_all_kernels([](const Kernels& kernels) {
+    constexpr std::size_t kRows = 13, kN = 77, kK = 19, kStride = 96;
+    Random random(3);
+    Packed b(kernels, random.normals(kN * kK), random.normals(kN), kN, kK);
+    const std::vector<float> a = random.normals(kRows * kK), memory(3000);
+    for (const std::size_t rows : {1, 6, 7, 13}) {
+      std::vector<float> plain(kRows * kStride, 0.0f), ahead = plain;
+      kernels.matmul(a.data(), kK, rows, b.matrix, plain.data(), kStride, Epilogue::store, nothing_ahead);
+      const Ahead::Range ranges[] = {{memory.data(), 1}, {memory.data() + 1, 17}, {memory.data(), 2000}};
+      Ahead wanted{ranges, ranges + 3, 500, 0};
+      b.matrix.next = memory.data();
+      int products = 0;
+      for (; wanted.range != wanted.end && products < 20; ++products) {
+        kernels.matmul(a.data(), kK, rows, b.matrix, ahead.data(), kStride, Epilogue::store, wanted);
+        CHECK(same_bits(plain, ahead));
+      }
+      CHECK(wanted.range == wanted.end && wanted.done == 0);
+      CHECK(products <= 4);  // a line a step: 128 lines, and each product has at least 38 steps
     }
   });
 }
@@ -136,7 +163,7 @@ TEST(gelu_and_so_erf_are_right_to_a_few_units_in_the_seventh_digit) {
     const Packed one(kernels, {1.0f}, {}, 1, 1);
     std::vector<float> x(kRows), y(kRows * one.matrix.n_padded);
     for (std::size_t i = 0; i < kRows; ++i) x[i] = static_cast<float>(i) / 400.0f - 6.0f;
-    kernels.matmul(x.data(), 1, kRows, one.matrix, y.data(), one.matrix.n_padded, Epilogue::gelu);
+    kernels.matmul(x.data(), 1, kRows, one.matrix, y.data(), one.matrix.n_padded, Epilogue::gelu, nothing_ahead);
     double worst = 0.0;  // of erf, whose error counts with half of x
     for (std::size_t i = 0; i < kRows; ++i) {
       const double error = std::abs(y[i * one.matrix.n_padded] - gelu(x[i]));
@@ -144,7 +171,7 @@ TEST(gelu_and_so_erf_are_right_to_a_few_units_in_the_seventh_digit) {
     }
     CHECK(worst < 5e-7);
     const std::vector<float> ends{0.0f, 50.0f, -50.0f, 3e38f};
-    kernels.matmul(ends.data(), 1, 4, one.matrix, y.data(), one.matrix.n_padded, Epilogue::gelu);
+    kernels.matmul(ends.data(), 1, 4, one.matrix, y.data(), one.matrix.n_padded, Epilogue::gelu, nothing_ahead);
     CHECK(y[0] == 0.0f && std::abs(y[one.matrix.n_padded] - 50.0f) < 5e-5f);
     CHECK(std::abs(y[2 * one.matrix.n_padded]) < 5e-5f && y[3 * one.matrix.n_padded] > 2.9e38f);
   });
