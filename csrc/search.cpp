@@ -175,6 +175,7 @@ void Search::expand(std::size_t copies) {
     checked_range("copies", copies, 1, 64);
     if (settings_.branching) throw BadArgument("this search was made for likelihoods, not for returns");
     if (rounds_ >= settings_.horizon) throw BadArgument("the horizon is reached; there is no further round");
+    check_place(0, "expand follows prefill or observe");
     forward_pending();                                  // before copying: what the copies share is computed once
     if (planned_ == 0) copies *= settings_.beam_width;  // the first round starts from one row, which stands for all
     std::vector<std::uint32_t> rows(logical_.size() * copies);
@@ -193,12 +194,23 @@ void Search::expand(std::size_t copies) {
   });
 }
 
+// Throws unless so many tokens of a round are planned: verbs have an order.
+void Search::check_place(std::size_t tokens, const char* order) const {
+  if (planned_ % shape_.transition_dim() != tokens) throw BadArgument(order);
+}
+
 void Search::select(const std::vector<std::uint32_t>& kept) {
-  guard([&] { pick(kept); });
+  guard([&] {
+    if (!settings_.branching) check_place(shape_.action_dim + 2, "select follows expand");
+    pick(kept);
+  });
 }
 
 void Search::observe() {
-  guard([&] { decode(shape_.observation_dim); });
+  guard([&] {
+    check_place(shape_.action_dim + 2, "observe follows expand and select");
+    decode(shape_.observation_dim);
+  });
 }
 
 void Search::next_log_probabilities(float* result) {

@@ -97,6 +97,7 @@ class Search {
   void guard(const Work& work);
   void end_search() noexcept;
   void abandon() noexcept;
+  void check_place(std::size_t tokens, const char* order) const;
   void reserve(std::size_t problems, std::size_t prefix);
   std::size_t page_bound(std::size_t problems, std::size_t prefix, PageEntry::Kind kind) const;
 

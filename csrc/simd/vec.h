@@ -122,29 +122,29 @@ inline IntN<kLanes> first_lanes(std::size_t count) {
   return mask;
 }
 
-// The sum of all lanes, pairwise: the same tree whatever surrounds it.
+// All lanes joined to one, pairwise: the same tree whatever surrounds it.
+template <typename Join>
+inline float fold(Vec v, const Join& join) {
+  float lane[kLanes];
+  store(lane, v);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lane[i] = join(lane[i], lane[i + width]);
+  }
+  return lane[0];
+}
+
 inline float sum(Vec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(v);
 #endif
-  float lane[kLanes];
-  store(lane, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
+  return fold(v, [](float a, float b) { return a + b; });
 }
 
 inline float highest(Vec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps(v);
 #endif
-  float lane[kLanes];
-  store(lane, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
-  }
-  return lane[0];
+  return fold(v, [](float a, float b) { return a > b ? a : b; });
 }
 
 // e^x to about 1 ulp for x <= 88; exactly 0 below -87.

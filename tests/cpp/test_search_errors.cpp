@@ -115,6 +115,19 @@ TEST(verbs_before_a_prefill_or_out_of_range_are_refused_and_end_the_search) {
     CHECK(search.live_pages() == 0 && search.problems() == 0 && search.rows() == 0);
     CHECK_THROWS(search.select({0}), BadArgument, "no search has begun");
   };
+  refused([&] { search.expand(2); }, "expand follows prefill or observe");
+  refused(
+      [&] {
+        search.observe();
+        search.select({0});
+      },
+      "select follows expand");
+  refused(
+      [&] {
+        search.observe();
+        search.observe();
+      },
+      "observe follows expand and select");
   refused([&] { search.expand(0); }, "copies is 0, allowed is 1 to 64");
   refused([&] { search.expand(65); }, "copies is 65");
   refused([&] { search.select({0, 16}); }, "row 16 does not exist");
