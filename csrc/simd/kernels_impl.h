@@ -65,8 +65,13 @@ inline void filter_cdf(const float* probabilities, std::size_t n, float cdf, flo
   float least = probabilities[0];
   for (std::size_t i = 1; i < n; ++i) least = probabilities[i] < least ? probabilities[i] : least;
   bool any = false;
+  const float hopeless = cdf / (static_cast<float>(n) * 1.01f);  // n tokens of no more hold less than cdf together
   for (std::size_t i = 0; i < n; ++i) {
     const float own = probabilities[i];
+    if (own < hopeless) {
+      weights[i] = 0.0f;
+      continue;
+    }
     Vec below = splat(0.0f);
     std::size_t j = 0;
     for (; j + kLanes <= n; j += kLanes) {

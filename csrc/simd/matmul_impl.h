@@ -12,8 +12,8 @@ constexpr int kTileRows = 6;
 constexpr int kTileVectors = kLanes == 16 ? 4 : 2;
 constexpr std::size_t kPanel = kTileVectors * kLanes;
 
-// `next`: the panel that comes after this one, W lines of it for each of the k steps.
-template <int R, int C, int W>
+// `next`: what is read after this panel, a line of it for each of the k steps.
+template <int R, int C>
 inline void tile(const float* a, std::size_t a_stride, const float* b, std::size_t k, const float* bias, float* c,
                  std::size_t c_stride, Epilogue epilogue, const float* next, Ahead& ahead) {
   Vec total[R][C];
@@ -22,7 +22,7 @@ inline void tile(const float* a, std::size_t a_stride, const float* b, std::size
     for (int r = 0; r < R; ++r) total[r][v] = start;
   }
   const auto step = [&](std::size_t i) {
-    for (int line = 0; line < W; ++line, next += kLine) fetch(next);
+    fetch(next + i * kLine);
     Vec column[C];
     for (int v = 0; v < C; ++v) column[v] = load(b + v * kLanes);
     for (int r = 0; r < R; ++r) {
@@ -54,28 +54,27 @@ template <int C>
 inline void panel(const float* a, std::size_t a_stride, std::size_t rows, const float* b, std::size_t k,
                   const float* bias, float* c, std::size_t c_stride, Epilogue epilogue, const float* next,
                   Ahead& ahead) {
-  constexpr int W = (C * kLanes / 16 + 1) / 2;  // the first two tiles ask for the whole next panel
-  for (int t = 0; rows >= kTileRows; ++t, rows -= kTileRows, a += kTileRows * a_stride, c += kTileRows * c_stride) {
-    if (t < 2) {
-      tile<kTileRows, C, W>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
-      next += W * kLine * k;
-    } else {
-      tile<kTileRows, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
+  // the first tiles ask for the next panel, as long as this one, a line a step; the others for what is there by now
+  constexpr std::size_t kTiles = C * kLanes / kLine > 0 ? C * kLanes / kLine : 1;
+  for (std::size_t t = 0;; ++t, rows -= kTileRows, a += kTileRows * a_stride, c += kTileRows * c_stride) {
+    const float* wanted = next + (t < kTiles ? t : 0) * k * kLine;
+    switch (rows) {
+      case 0:
+        return;
+      case 1:
+        return tile<1, C>(a, a_stride, b, k, bias, c, c_stride, epilogue, wanted, ahead);
+      case 2:
+        return tile<2, C>(a, a_stride, b, k, bias, c, c_stride, epilogue, wanted, ahead);
+      case 3:
+        return tile<3, C>(a, a_stride, b, k, bias, c, c_stride, epilogue, wanted, ahead);
+      case 4:
+        return tile<4, C>(a, a_stride, b, k, bias, c, c_stride, epilogue, wanted, ahead);
+      case 5:
+        return tile<5, C>(a, a_stride, b, k, bias, c, c_stride, epilogue, wanted, ahead);
+      default:
+        tile<6, C>(a, a_stride, b, k, bias, c, c_stride, epilogue, wanted, ahead);
+        break;
     }
-  }
-  switch (rows) {
-    case 5:
-      return tile<5, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
-    case 4:
-      return tile<4, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
-    case 3:
-      return tile<3, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
-    case 2:
-      return tile<2, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
-    case 1:
-      return tile<1, C, 0>(a, a_stride, b, k, bias, c, c_stride, epilogue, next, ahead);
-    default:
-      return;
   }
 }
 
