@@ -65,14 +65,15 @@ void Forward::run(const Batch& batch, std::size_t head_column,
     scratch.attention.grow(attend_scratch(kBlockRows, most_scores, round_));
     scratch.offsets.resize(std::max(scratch.offsets.size(), kBlockRows * most_pages));
     scratch.runs.resize(scratch.offsets.size());
-    scratch.ranges.reserve(batch.pages.size() * (shape_.heads + 1));  // the threads' job must not throw
-    scratch.block_ranges.reserve(rows / kBlockRows + 2);
+  }
+  // here and not on the threads: it allocates, and their job must not throw
+  for (std::size_t thread = 0; thread < team_.size(); ++thread) {
+    plan_ahead(batch, Share(rows, team_.size(), thread), scratch_[thread]);
   }
   team_.run([&](std::size_t thread) {
     Scratch& scratch = scratch_[thread];
     const Share mine(rows, team_.size(), thread);
     for (std::size_t r = mine.first; r < mine.end; ++r) embed(batch.rows[r], x_.data() + r * Dp);
-    plan_ahead(batch, mine, scratch);
     look_ahead(0, 0, scratch);
     for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
       for (std::size_t r = mine.first; r < mine.end; r += kBlockRows) {
