@@ -311,17 +311,13 @@ struct Pass {
   }
 
   void attend(std::size_t head) const {
-    for (std::size_t i = 0; i < runs; ++i) {
-      score(a.runs[i], head);
-    }
+    for (std::size_t i = 0; i < runs; ++i) score(a.runs[i], head);
     const std::size_t width = a.round->head_width;
     for (std::size_t row = 0; row < a.rows; ++row) {
       for (std::size_t d = 0; d < sum_stride; d += kLanes) store(sums + row * sum_stride + d, splat(0.0f));
       inverse[row] = 1.0f / exponentiate(scores + row * a.most_scores, score_count(row));
     }
-    for (std::size_t i = 0; i < runs; ++i) {
-      mix(a.runs[i], head);
-    }
+    for (std::size_t i = 0; i < runs; ++i) mix(a.runs[i], head);
     for (std::size_t row = 0; row < a.rows; ++row) {
       float* to = a.mixed + row * a.mixed_stride + head * width;
       for (std::size_t d = 0; d < width; ++d) to[d] = sums[row * sum_stride + d] * inverse[row];
