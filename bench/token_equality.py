@@ -106,9 +106,11 @@ def decision_margin(probabilities: Tensor, sampling: Sampling, noise: float, our
     cumulative = weights.cumsum(0) / weights.sum()
     margins.append(float((cumulative - noise).abs().min()))  # the draw fell beside an edge
     if sampling.cdf is not None:
-        ascending = probabilities.sort().values.cumsum(0)
-        margins.append(float((ascending - sampling.cdf).abs().min()))  # the filter's edge
-        margins.append(float(weights[weights > 0].min() - probabilities[weights == 0].max()))  # and who is beside it
+        ascending = probabilities.sort().values
+        cumulative = ascending.cumsum(0)
+        margins.append(float((cumulative - sampling.cdf).abs().min()))  # the filter's edge
+        last = min(max(0, int((cumulative < sampling.cdf).sum()) - 1), len(ascending) - 2)
+        margins.append(float(ascending[last + 1] - ascending[last]))  # who is beside it: equals are all dropped
     if sampling.k is not None:
         top = probabilities.topk(min(sampling.k + 1, len(probabilities))).values
         margins.append(float(top[-2] - top[-1]))
