@@ -130,6 +130,7 @@ def main() -> int:
     parser.add_argument("--preset", nargs="+", default=["halfcheetah-medium"])
     parser.add_argument("--context", nargs="+", default=["rolling", "window"], choices=["rolling", "window"])
     parser.add_argument("--plans", type=int, default=1000, help="of each preset and context (default 1000)")
+    parser.add_argument("--first", type=int, default=0, help="the plan to begin with, to go on where a run was ended")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--model", default=None, help="file or shipped name; else random weights")
     parser.add_argument("--data", type=Path, default=None, help="dataset to replay; else a random walk")
@@ -168,7 +169,8 @@ def compare_plans(pair: Pair, arguments: argparse.Namespace, action_dim: int) ->
     done = 0
     try:
         with torch.inference_mode():
-            for step, (moment, _) in enumerate(itertools.islice(replay(log, capacity, capacity), arguments.plans)):
+            moments = enumerate(replay(log, capacity, capacity))
+            for step, (moment, _) in itertools.islice(moments, arguments.first, arguments.first + arguments.plans):
                 margin = pair.compare(pair.planner._prefix(moment.observation, moment.context), NoiseKey(0, step))
                 done += 1
                 if margin is not None:
@@ -178,6 +180,7 @@ def compare_plans(pair: Pair, arguments: argparse.Namespace, action_dim: int) ->
         print("interrupted", file=sys.stderr)
     near = [margin for margin in margins if margin < NEAR]
     return {
+        "first": arguments.first,
         "plans": done,
         "equal": done - len(margins),
         "near_ties": len(near),
