@@ -7,7 +7,7 @@
 namespace ttengine {
 namespace {
 
-constexpr std::size_t kBlockRows = 48;  // rows whose activations a thread keeps in its first caches
+constexpr std::size_t kBlockRows = 48;  // rows that a thread takes together: each pass reads all weights of a layer
 
 PageShape page_shape(const ModelShape& shape, std::size_t slots) {
   PageShape page;
