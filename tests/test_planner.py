@@ -217,6 +217,26 @@ def test_planning_a_rolling_context_past_its_capacity_forgets_nothing_that_count
     np.testing.assert_allclose(scores, [wanted, wanted], rtol=1e-6)
 
 
+def test_rows_that_differ_only_in_what_they_no_longer_see_have_predictions_of_their_own() -> None:
+    """Keys in sight still hold what their tokens saw: equal tokens in sight do not make equal rows."""
+    model = make_model(1, 1, positions="rotary", context=1)
+    K, N = model.config.transition_dim, model.config.observation_dim
+    config = PlanConfig(objective="likelihood", context_kind="rolling", action=EVERY_TOKEN, observation=EVERY_TOKEN)
+    engine = ReferenceEngine(model, make_discretizer(K), config)
+    rows = torch.zeros(2, 3 * K, dtype=torch.int64)
+    rows[:, K] = torch.tensor([1, 5])  # the second action; two transitions on nobody sees it, but keys in sight have
+    with torch.inference_mode():
+        engine.prefill([torch.zeros(N, dtype=torch.int64)], None, [NoiseKey()])
+        for i in range(rows.shape[1]):
+            engine.next_log_probabilities()
+            engine.branch(torch.tensor([[0, min(i, 1)]]), rows[None, :, i])
+        found = engine.next_log_probabilities()[0]
+        sequence = torch.cat([torch.zeros(2, N, dtype=torch.int64), rows], dim=1)
+        wanted = model(sequence)[:, -1].log_softmax(dim=-1)
+    assert (wanted[0] - wanted[1]).abs().max() > 1e-3
+    torch.testing.assert_close(found, wanted)
+
+
 def _context_tokens(discretizer: Discretizer, context: Context) -> Tensor:
     value = np.zeros((len(context), 1), np.float32)
     columns = np.concatenate([context.observations, context.actions, context.rewards[:, None], value], axis=1)

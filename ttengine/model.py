@@ -49,6 +49,7 @@ class KeyValueCache:
     The columns are the goal's, if any, then tokens `start`, `start` + 1, ... of the row.
 
     Attributes:
+        origin: index of the first token that what is cached depends on: later ones may be forgotten, but have been seen.
         start: index of the first cached token of the row, a multiple of K.
         length: cached columns, the goal's included.
     """
@@ -57,7 +58,7 @@ class KeyValueCache:
     """columns added when the buffers are full"""
 
     def __init__(self, config: ModelConfig, rows: int, start: int, like: Tensor) -> None:
-        self.start = start
+        self.origin = self.start = start
         self.length = 0
         self._goals = config.goal_tokens
         empty = like.new_empty(rows, config.heads, 0, config.width // config.heads)

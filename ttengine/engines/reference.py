@@ -173,7 +173,7 @@ class _Problem:
             hidden = self.model.hidden(unseen, goal, self.cache)
             logits = self.model.head(hidden[:, -1:], self.tokens.shape[1] - 1)[:, 0]
             # a matrix product may round equal rows differently, by their place in the batch: but a tie has to be a tie
-            self.logits = logits[first_equal_row(self.tokens[:, self.cache.start :])]
+            self.logits = logits[first_equal_row(self.tokens[:, self.cache.origin :])]
             self.counters.token_steps += 1
             self.counters.physical_rows += unseen.numel()
             self.counters.logical_rows += unseen.numel()
