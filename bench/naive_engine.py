@@ -13,7 +13,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from ttengine.checkpoint import Checkpoint
 from ttengine.config import WINDOW_CONTEXT, ModelConfig, PlanConfig, Sampling
 from ttengine.discretizer import Discretizer
-from ttengine.engines import Candidates, Counters, Engine, NoiseKey, ReferenceEngine
+from ttengine.engines import Candidates, Counters, EagerEngine, Engine, NoiseKey, ReferenceEngine
 from ttengine.errors import ConfigError
 from ttengine.kernels import reference as ops
 from ttengine.model import TrajectoryTransformer
@@ -31,7 +30,7 @@ from ttengine.objectives import discounted_return
 from ttengine.planner import Clock, Planner, search_return
 
 
-class NaiveEngine:
+class NaiveEngine(EagerEngine):
     """Plans one problem in a `window` context for `objective="return"`, with no cache.
 
     `counters.physical_rows` are token-forwards: rows times the length of the window, summed over all forward passes.
@@ -44,10 +43,6 @@ class NaiveEngine:
         self.edges = discretizer.edges.to(next(model.parameters()).dtype)
         self.limit = window_limit(model.config, config)
         self.counters = Counters()
-
-    def cores(self) -> AbstractContextManager[None]:
-        """PyTorch computes, with its own threads."""
-        return nullcontext()
 
     def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
         """Begin a search: one row a beam, all of them equal. Arguments as the protocol's, for one problem."""
@@ -225,7 +220,7 @@ def naive_equals_reference() -> bool:
             engine: Engine = kind(checkpoint.model, checkpoint.discretizer, config)
             with torch.inference_mode():
                 engine.prefill([prefix], None, [NoiseKey(case, 1)])
-                found.append(search_return(engine, rounded_return, config, Clock(None)))
+                found.append(search_return(engine, rounded_return, config, Clock(None), config.beam_width))
         (naive, naive_score), (reference, score) = found
         if not torch.equal(naive.tokens, reference.tokens) or not torch.allclose(naive_score, score, atol=1e-8):
             return False

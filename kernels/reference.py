@@ -136,3 +136,40 @@ def select_beams(score: Tensor, width: int) -> tuple[Tensor, Tensor]:
     order = torch.argsort(score, dim=1, descending=True, stable=True)[:, :width]
     kept = order.sort(dim=1).values  # neighbours then share ancestors, and so cached pages
     return score.gather(1, kept), kept
+
+
+def sample_topk(
+    logits: Tensor, noise: Tensor, *, k: int | None = None, cdf: float | None = None, temperature: float = 1.0
+) -> Tensor:
+    """Draw a token a row: softmax, the two filters, inversion. logits [R, V], noise [R] in [0, 1) -> [R] int64.
+
+    With k = 1 it is the most probable token, the lower one on ties, whatever cdf says.
+    """
+    probabilities = (logits.float() / temperature).softmax(dim=-1)
+    if k == 1:
+        return greedy_tokens(probabilities)
+    return sample_tokens(filter_tokens(probabilities, cdf, k), noise)
+
+
+def paged_attention(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor) -> Tensor:
+    """Attend from one query a row to the first slots of the pages that its table names, in order.
+
+    Args:
+        query: [R, A, D/A].
+        keys, values: [P, A, S, D/A], P pages of S slots.
+        table: [R, entries] int, pages of each row.
+        lengths: [R] int, how many slots each row sees; zero gives zeros.
+    Returns:
+        [R, A, D/A] of the query's dtype, computed in float32 or wider.
+    """
+    out = torch.zeros_like(query)
+    for row, length in enumerate(lengths.tolist()):
+        pages = table[row, : -(-length // keys.shape[2])].long()
+        seen_keys, seen_values = (
+            pool[pages].transpose(0, 1).flatten(1, 2)[:, :length].to(torch.promote_types(pool.dtype, torch.float32))
+            for pool in (keys, values)
+        )
+        if length:
+            score = (seen_keys @ query[row, :, :, None].to(seen_keys.dtype))[..., 0] / query.shape[2] ** 0.5
+            out[row] = (score.softmax(dim=-1)[:, None] @ seen_values)[:, 0].to(out.dtype)
+    return out

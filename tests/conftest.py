@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
 
 # machines that run tests are shared and slow at times; a failing example prints how to run it again
 settings.register_profile("ttengine", deadline=None, print_blob=True)

@@ -70,7 +70,7 @@ def engine_beams(
     engine = ReferenceEngine(model, edges, config)
     with torch.inference_mode():
         engine.prefill([torch.tensor(prefix)], None if goal is None else [goal], [key])
-        beams, score = search_return(engine, rounded_return, config, Clock(None))
+        beams, score = search_return(engine, rounded_return, config, Clock(None), config.beam_width)
     return beams.tokens[0], score[0]
 
 
@@ -212,7 +212,7 @@ def test_planning_a_rolling_context_past_its_capacity_forgets_nothing_that_count
         prefix = torch.cat([_context_tokens(checkpoint.discretizer, context), planner._prefix(observation, None)])
         with torch.inference_mode():
             engine.prefill([prefix], None, [NoiseKey()])
-            _, score = search_return(engine, discounted_return(0.99), planner.config, Clock(None))
+            _, score = search_return(engine, discounted_return(0.99), planner.config, Clock(None), planner.config.beam_width)
         scores.append(float(score.max()))
     np.testing.assert_allclose(scores, [wanted, wanted], rtol=1e-6)
 

@@ -254,13 +254,19 @@ class PlanConfig:
     observation: Sampling = GREEDY
     plan_every: int = 1
     """control steps between plans; the steps between execute further actions of the last plan"""
-    engine: Literal["auto", "cpp", "reference"] = "auto"
-    """who computes: cpp, the native core; reference, plain PyTorch on any device; auto: cpp for a float32 model on the
-    CPU, else reference"""
+    engine: Literal["auto", "cpp", "triton", "reference"] = "auto"
+    """who computes: cpp, the native core; triton, fused kernels on a GPU; reference, plain PyTorch on any device; auto:
+    cpp for a float32 model on the CPU, else reference"""
     threads: int | None = None
     """of the cpp engine; None: as many as PyTorch uses when the planner is made"""
     deduplicate: bool = True
     """cpp: compute identical sequences once; the plans are the same bytes either way"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """triton: of weights, keys and values; sums are float32"""
+    draft: bool = True
+    """triton: guess the next observation and check many of its tokens at once; the plans are the same bytes either way"""
+    graph: bool = True
+    """triton: record the search in a CUDA graph and replay it; False launches its kernels one by one"""
 
     def __post_init__(self) -> None:
         check_range(self, "horizon", 1, 64)
@@ -270,7 +276,8 @@ class PlanConfig:
             check_range(self, "context", 0, 1000)
         check_choice(self, "context_kind", ("auto", "window", "rolling"))
         check_choice(self, "objective", ("return", "likelihood"))
-        check_choice(self, "engine", ("auto", "cpp", "reference"))
+        check_choice(self, "engine", ("auto", "cpp", "triton", "reference"))
+        check_choice(self, "precision", ("fp32", "bf16"))
         if self.threads is not None:
             check_range(self, "threads", 1, 256)
         check_range(self, "discount", 0.0, 1.0)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ttengine.engines.protocol import Candidates
-from ttengine.errors import NonFiniteError, ShapeError
+from ttengine.errors import ShapeError
 
 Objective = Callable[[Candidates], Tensor]
 """Candidates of one round -> [B, C] scores, higher is better. Called once a round, after the rewards and values."""
@@ -19,13 +18,7 @@ def discounted_return(discount: float) -> Objective:
 
     Source: Janner et al. 2021, beam search planning.
     """
-
-    def score(candidates: Candidates) -> Tensor:
-        rounds = candidates.rounds
-        weight = discount ** torch.arange(rounds + 1, dtype=candidates.rewards.dtype, device=candidates.rewards.device)
-        return (candidates.rewards * weight[:rounds]).sum(dim=-1) + weight[rounds] * candidates.values
-
-    return score
+    return lambda candidates: candidates.discounted_return(discount)
 
 
 def check_score(score: Tensor, candidates: Candidates) -> Tensor:
@@ -34,6 +27,5 @@ def check_score(score: Tensor, candidates: Candidates) -> Tensor:
     if not isinstance(score, Tensor) or tuple(score.shape) != expected:
         came = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
         raise ShapeError(f"the objective returned {came}, expected a tensor of shape {expected}: one score a candidate")
-    if not bool(torch.isfinite(score).all()):
-        raise NonFiniteError(f"the objective returned NaN or infinity in round {candidates.rounds - 1}")
+    candidates.check_finite(score)
     return score

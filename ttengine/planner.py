@@ -21,7 +21,7 @@ from torch import Tensor
 from ttengine.checkpoint import Checkpoint, load
 from ttengine.config import WINDOW_CONTEXT, PlanConfig, plan_preset
 from ttengine.context import Context
-from ttengine.engines import Candidates, Counters, Engine, NoiseKey, make_engine
+from ttengine.engines import Candidates, Counters, Engine, NoiseKey, default_device, make_engine
 from ttengine.errors import ConfigError, NonFiniteError, ShapeError
 from ttengine.kernels.reference import select_beams
 from ttengine.objectives import Objective, check_score, discounted_return
@@ -29,18 +29,21 @@ from ttengine.objectives import Objective, check_score, discounted_return
 FloatArray = npt.NDArray[np.float32]
 
 
-def search_return(engine: Engine, objective: Objective, config: PlanConfig, clock: Clock) -> tuple[Candidates, Tensor]:
+def search_return(
+    engine: Engine, objective: Objective, config: PlanConfig, clock: Clock, best: int
+) -> tuple[Candidates, Tensor]:
     """Keep the beams that the objective likes best, round by round; any round's best is a valid plan.
 
     Returns:
-        The last round's beams, and their scores [B, W].
+        The last round's `best` candidates, and their scores [B, best].
     """
     while True:
         candidates = engine.expand(config.expand)
-        score, kept = select_beams(check_score(objective(candidates), candidates), config.beam_width)
+        score = check_score(objective(candidates), candidates)
         if candidates.rounds == config.horizon or clock.has_no_time_for_another_round():
+            score, kept = engine.select_beams(score, best)
             return candidates.take(kept), score
-        engine.select(kept)
+        engine.select(engine.select_beams(score, config.beam_width)[1])
         engine.observe()
 
 
@@ -53,7 +56,7 @@ def search_likelihood(engine: Engine, config: PlanConfig, tokens: int) -> tuple[
     total: Tensor | float = 0.0
     for _ in range(tokens):
         longer = total + engine.next_log_probabilities()
-        score, kept = select_beams(longer.flatten(1), config.beam_width)
+        score, kept = engine.select_beams(longer.flatten(1), config.beam_width)
         engine.branch(kept // longer.shape[2], kept % longer.shape[2])
         total = score[:, :, None]
     return engine.planned(), score
@@ -131,10 +134,10 @@ class Planner:
         model: a checkpoint, the path of one, or the name of a shipped model.
         config: the search; None takes the paper's settings for the dataset that the model was trained on.
         objective: scores candidates in place of the discounted return.
-        device: where the model goes; cpp takes only the CPU, so that elsewhere `auto` means reference.
+        device: where the model goes; None: a GPU for the triton engine, else the CPU.
     Raises:
-        EngineError: the native core was to compute, and is not built.
-        NonFiniteError: a weight is NaN or infinite (cpp).
+        EngineError: the native core was to compute, and is not built; triton was, and there is no GPU that it can use.
+        NonFiniteError: a weight is NaN or infinite (cpp, triton).
         CheckpointError: the file is not a model.
         ConfigError: the config does not fit the model.
     """
@@ -145,18 +148,17 @@ class Planner:
         config: PlanConfig | None = None,
         *,
         objective: Objective | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
     ) -> None:
         self.checkpoint = model if isinstance(model, Checkpoint) else load(model)
-        self.model = self.checkpoint.model.to(device).eval()
-        self.discretizer = self.checkpoint.discretizer.to(device)
+        self.discretizer = self.checkpoint.discretizer
         self.config = _fit_to_model(config or plan_preset(self.checkpoint.dataset), self.checkpoint)
         if objective is not None and self.config.objective != "return":
             raise ConfigError("an objective scores rounds; it goes with objective='return', not 'likelihood'")
         self.objective = objective or discounted_return(self.config.discount)
+        self.model = self.checkpoint.model.to(device or default_device(self.config)).eval()
         self.engine: Engine
         self.engine_name, self.engine = make_engine(self.model, self.discretizer, self.config)
-        self._device = torch.device(device)
         self._finish_s = 0.0  # how long reading a plan off the beams took, at most, lately
 
     @property
@@ -219,12 +221,17 @@ class Planner:
         keys = [NoiseKey(int(s), int(p)) for s, p in zip(_per_problem(seeds, problems, "seed"), steps, strict=True)]
         with torch.inference_mode(), self.engine.cores():
             prefixes = [self._prefix(o, c) for o, c in zip(observations, contexts, strict=True)]
-            encoded = None if goals is None else [self.discretizer.encode(self._tensor(g)) for g in goals]
+            encoded = None if goals is None else [self.discretizer.encode(_tensor(g)) for g in goals]
             self.engine.prefill(prefixes, encoded, keys)
-            found = self._search(clock, self._tensor(observations))
+            beams, score = self.engine.run(lambda: self._search(clock, prefixes), anytime=deadline_s is not None)
+            searched = time.perf_counter()
+            predicted = beams.observations[:, 0]
+            predicted[:, 0] = _tensor(observations)  # as given, rather than as its bins read
+            found = beams.actions[:, 0], predicted, beams.rewards[:, 0], beams.values[:, 0], score[:, 0]
         single = np.ndim(observation) == 1
-        arrays = [array.to("cpu", torch.float32).numpy() for array in found]
+        arrays = [array.to(torch.float32).numpy() for array in found]
         actions, predicted, rewards, value, score = (array[0] if single else array for array in arrays)
+        self._finish_s = max(0.9 * self._finish_s, time.perf_counter() - searched)
         return Plan(
             actions,
             predicted,
@@ -237,28 +244,22 @@ class Planner:
             context_kind=self.config.context_kind,
         )
 
-    def _search(self, clock: Clock, observations: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return actions, observations, rewards, value and score of each problem's best beam."""
+    def _search(self, clock: Clock, prefixes: Sequence[Tensor]) -> tuple[Candidates, Tensor]:
+        """Return each problem's best beam and its score [B, 1]."""
         if self.config.objective == "return":
-            beams, score = search_return(self.engine, self.objective, self.config, clock)
-        else:
-            model = self.model.config
-            tokens, score = search_likelihood(
-                self.engine, self.config, self.config.horizon * model.transition_dim - model.observation_dim
-            )
-            beams = Candidates.from_tokens(tokens, observations, self.discretizer, model.action_dim)
-        searched = time.perf_counter()
-        best_score, best = select_beams(score, 1)
-        beams = beams.take(best)
-        predicted = beams.observations[:, 0]
-        predicted[:, 0] = observations  # as given, rather than as its bins read
-        found = beams.actions[:, 0], predicted, beams.rewards[:, 0], beams.values[:, 0], best_score[:, 0]
-        self._finish_s = max(0.9 * self._finish_s, time.perf_counter() - searched)
-        return found
+            return search_return(self.engine, self.objective, self.config, clock, best=1)
+        model = self.model.config
+        tokens, score = search_likelihood(
+            self.engine, self.config, self.config.horizon * model.transition_dim - model.observation_dim
+        )
+        start = torch.stack([self.discretizer.decode(prefix[-model.observation_dim :]) for prefix in prefixes])
+        beams = Candidates.from_tokens(tokens.cpu(), start, self.discretizer, model.action_dim)
+        score, best = select_beams(score.cpu(), 1)
+        return beams.take(best), score
 
     def _prefix(self, observation: FloatArray, context: Context | None) -> Tensor:
         """Tokens of the executed transitions, then of the observation. [T] int64."""
-        model, now = self.model.config, self.discretizer.encode(self._tensor(observation))
+        model, now = self.model.config, self.discretizer.encode(_tensor(observation))
         capacity = self.context_capacity
         if context is None or len(context) == 0 or capacity == 0:
             return now
@@ -270,7 +271,7 @@ class Planner:
             )
         value = np.zeros((len(context), 1), np.float32)  # a placeholder: no token attends to it
         columns = (context.observations, context.actions, context.rewards[:, None], value)
-        past = self._tensor(np.concatenate(columns, axis=1)[-capacity:])
+        past = _tensor(np.concatenate(columns, axis=1)[-capacity:])
         return torch.cat([self.discretizer.encode(past).flatten(), now])
 
     def _check_rows(self, rows: npt.ArrayLike, name: str) -> FloatArray:
@@ -284,9 +285,6 @@ class Planner:
             where = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
             raise NonFiniteError(f"{name}{where} is {array[tuple(where)]}; only finite numbers can be planned from")
         return array.reshape(-1, N)
-
-    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self._device)
 
 
 def plan(
@@ -337,3 +335,7 @@ def _per_problem(given: Any, problems: int, name: str) -> list[Any]:
     if len(entries) != problems:
         raise ShapeError(f"{len(entries)} entries of {name} came for {problems} observations")
     return entries
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))

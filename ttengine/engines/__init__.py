@@ -7,14 +7,32 @@ import torch
 from ttengine.config import PlanConfig
 from ttengine.discretizer import Discretizer
 from ttengine.engines.cpp import CppEngine
-from ttengine.engines.protocol import Candidates, Counters, Engine, NoiseKey
+from ttengine.engines.protocol import Candidates, Counters, EagerEngine, Engine, NoiseKey
 from ttengine.engines.reference import ReferenceEngine
+from ttengine.engines.triton import TritonEngine
 from ttengine.model import TrajectoryTransformer
 
-__all__ = ["ENGINES", "Candidates", "Counters", "CppEngine", "Engine", "NoiseKey", "ReferenceEngine", "make_engine"]
+__all__ = [
+    "ENGINES",
+    "Candidates",
+    "Counters",
+    "CppEngine",
+    "EagerEngine",
+    "Engine",
+    "NoiseKey",
+    "ReferenceEngine",
+    "TritonEngine",
+    "default_device",
+    "make_engine",
+]
 
-ENGINES = {"cpp": CppEngine, "reference": ReferenceEngine}
+ENGINES = {"cpp": CppEngine, "triton": TritonEngine, "reference": ReferenceEngine}
 """Engine name -> class."""
+
+
+def default_device(config: PlanConfig) -> torch.device:
+    """Where a model goes for the engine that a config names: a GPU for triton if there is one, else the CPU."""
+    return torch.device("cuda" if config.engine == "triton" and torch.cuda.is_available() else "cpu")
 
 
 def make_engine(model: TrajectoryTransformer, discretizer: Discretizer, config: PlanConfig) -> tuple[str, Engine]:

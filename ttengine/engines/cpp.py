@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ttengine.config import PlanConfig
 from ttengine.discretizer import Discretizer
-from ttengine.engines.protocol import Candidates, Counters, NoiseKey
+from ttengine.engines.protocol import Candidates, Counters, EagerEngine, NoiseKey
 from ttengine.engines.reference import window_tokens
 from ttengine.errors import ConfigError
 from ttengine.model import TrajectoryTransformer
 
 
-class CppEngine:
+class CppEngine(EagerEngine):
     """Plans natively: shared pages, packed weights, rows split over threads, the interpreter lock released.
 
     The weights are copied: a model that is trained further needs a new engine. With a rolling context, pages of the

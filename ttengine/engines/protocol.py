@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ttengine.config import check_range
 from ttengine.discretizer import Discretizer
+from ttengine.errors import NonFiniteError
+from ttengine.kernels import reference as ops
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Counters:
     """multiplications and additions of the physical rows' matrix products and attention (cpp; else 0)"""
     pages: int = 0
     """most pages of the key/value cache in use at once (cpp; else 0)"""
+    observe_tiles: int = 0
+    """passes in which the beams' next observations were decoded, of at most 16 tokens each (triton; else 0); without
+    guesses that came true it would be one pass a token: N+1 for each beam and round but the last"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +110,27 @@ class Candidates:
         """[B, C, t+1, M] float32, environment units."""
         return self._numbers[1]
 
+    def discounted_return(self, discount: float) -> Tensor:
+        """[B, C]: sum of discount**i * r_i over the planned rewards, plus discount**(t+1) * V_t."""
+        weight = discount ** torch.arange(self.rounds + 1, dtype=self.rewards.dtype, device=self.rewards.device)
+        return (self.rewards * weight[: self.rounds]).sum(dim=-1) + weight[self.rounds] * self.values
+
+    def check_finite(self, score: Tensor) -> None:
+        """Raise NonFiniteError if a score is NaN or infinite."""
+        if not bool(torch.isfinite(score).all()):
+            raise NonFiniteError(f"the objective returned NaN or infinity in round {self.rounds - 1}")
+
+    def cpu(self) -> Candidates:
+        """Return the same on the CPU."""
+        return Candidates(
+            self.tokens.cpu(),
+            self.rewards.cpu(),
+            self.values.cpu(),
+            self.observation.cpu(),
+            self.discretizer.to("cpu"),
+            self.action_dim,
+        )
+
     def take(self, index: Tensor) -> Candidates:
         """Keep some candidates. index [B, W] int64 -> the same, C = W."""
         problem = torch.arange(len(index), device=index.device)[:, None]
@@ -137,8 +163,20 @@ class Engine(Protocol):
         """
         ...
 
+    def run(self, search: Callable[[], tuple[Candidates, Tensor]], *, anytime: bool) -> tuple[Candidates, Tensor]:
+        """Return what a search, begun by `prefill`, finds: beams and their scores [B, W], on the CPU.
+
+        An engine may record the search's verbs once and replay them for later plans, unless it is `anytime`: one that
+        looks at the clock between its rounds.
+        """
+        ...
+
     def expand(self, copies: int) -> Candidates:
         """Copy each beam `copies` times and decode an action, a reward and a value for each; candidate w*copies + e."""
+        ...
+
+    def select_beams(self, score: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Return the `width` highest scores and who has them: `kernels.reference.select_beams`. score [B, C]."""
         ...
 
     def select(self, kept: Tensor) -> None:
@@ -160,3 +198,20 @@ class Engine(Protocol):
     def branch(self, beams: Tensor, tokens: Tensor) -> None:
         """Replace the beams: beams [B, W'] int64 says whom each continues, tokens [B, W'] int64 with what."""
         ...
+
+
+class EagerEngine:
+    """What engines share that compute when they are called."""
+
+    def cores(self) -> AbstractContextManager[None]:
+        """PyTorch's threads stay as they are."""
+        return nullcontext()
+
+    def run(self, search: Callable[[], tuple[Candidates, Tensor]], *, anytime: bool) -> tuple[Candidates, Tensor]:
+        """Search; return what was found, on the CPU."""
+        beams, score = search()
+        return beams.cpu(), score.cpu()
+
+    def select_beams(self, score: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Keep the `width` highest scores."""
+        return ops.select_beams(score, width)

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from ttengine.config import WINDOW_CONTEXT, ModelConfig, PlanConfig, Sampling
 from ttengine.discretizer import Discretizer
-from ttengine.engines.protocol import Candidates, Counters, NoiseKey
+from ttengine.engines.protocol import Candidates, Counters, EagerEngine, NoiseKey
 from ttengine.errors import NonFiniteError
 from ttengine.kernels import reference as ops
 from ttengine.model import KeyValueCache, TrajectoryTransformer
 
 
-class ReferenceEngine:
+class ReferenceEngine(EagerEngine):
     """Plans its problems one after the other, so that a batch cannot change what one of them would do alone."""
 
     def __init__(self, model: TrajectoryTransformer, discretizer: Discretizer, config: PlanConfig) -> None:
         self.model = model
-        self.discretizer = discretizer
+        self.device = next(model.parameters()).device
+        self.discretizer = discretizer.to(self.device)
         self.config = config
         self.counters = Counters()
         self._problems: list[_Problem] = []
-
-    def cores(self) -> AbstractContextManager[None]:
-        """PyTorch computes, with its own threads."""
-        return nullcontext()
 
     def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
         """Begin B searches."""
         self.counters = Counters()
         self._problems = [
-            _Problem(self, prefix, None if goals is None else goals[b], keys[b]) for b, prefix in enumerate(prefixes)
+            _Problem(self, prefix.to(self.device), None if goals is None else goals[b].to(self.device), keys[b])
+            for b, prefix in enumerate(prefixes)
         ]
 
     def expand(self, copies: int) -> Candidates:

@@ -1,0 +1,397 @@
+"""The segments of a search, one Triton kernel each: prefill, expand, observe; and taking candidates off the device.
+
+Between two selections rows do not need each other, so a program carries its rows through a whole segment: all tokens, all
+layers, draws included. `expand` has a tile of candidates in a program, one token of each at a time. `prefill` and
+`observe` have one sequence in a program and a tile of its tokens at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .sampling import Rule, draw, expectation, percentile, probabilities, uniform
+from .transformer import Shape, embed, embed_goal, forward, logits_after
+
+COPY = tl.constexpr(64)
+"""Numbers copied at a time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a kernel is compiled for besides the model: one kind of search."""
+
+    horizon: int
+    beam_width: int
+    expand: int
+    window: bool
+    """the context is cropped, and computed anew, in every round"""
+    entries: int
+    """pages in the list of a beam or a candidate, its own the last"""
+    action_rule: Rule
+    reward_rule: Rule
+    value_rule: Rule
+    observation_rule: Rule
+    percentile: float | None = None
+    """how probabilities become a number; None: the expectation"""
+    percentile_as_released: bool = False
+    draft: bool = True
+    """check several guessed observation tokens at once"""
+    rows: int = 16
+    """candidates in a program of `expand`, at most the tile's"""
+
+
+class Rows(NamedTuple):
+    """State of beams [B, W, ...] or of candidates [B, C, ...], on the device."""
+
+    tokens: Any
+    """[..., H*K] int64, planned so far"""
+    rewards: Any
+    """[..., H] float32"""
+    returns: Any
+    """[...] float32, discounted sum of the rewards"""
+    table: Any
+    """[..., entries] int32, pages, the newest last"""
+    logits: Any
+    """beams: [..., padded] float32, of the token to come; candidates: unused"""
+    value: Any
+    """candidates: [...] float32; beams: unused"""
+    score: Any
+    """candidates: [...] float32, returns plus discounted value; beams: unused"""
+
+
+class Problems(NamedTuple):
+    """What the host says of each problem, and what went wrong, on the device."""
+
+    state: Any
+    """[B, FIELDS] int64"""
+    prefix: Any
+    """[B, longest] int64 tokens: whole transitions, then the current observation"""
+    goals: Any
+    """[B, N] int64 tokens"""
+    table: Any
+    """[B, most entries] int64, pages of the prefix, the oldest first"""
+    goal_pages: Any
+    """[B] int64"""
+    discounts: Any
+    """[H + 1] float32, powers of the discount"""
+    reward_edges: Any
+    """[V + 1] float32"""
+    value_edges: Any
+    """[V + 1] float32"""
+    fault: Any
+    """[1] int64: least code of what went wrong (`fault_code`), at least `NO_FAULT` if nothing did"""
+    tiles: Any
+    """[B] int64: tiles passed through the model in `observe`"""
+
+
+NO_FAULT = tl.constexpr(1 << 30)
+
+
+FIELDS = tl.constexpr(5)
+TRANSITIONS, SEED, NUMBER, ENTRIES, BEGIN = (tl.constexpr(i) for i in range(5))
+"""Of a problem's state: transitions in the prefix, noise seed, the plan's number under it, pages of the prefix, and where
+to begin computing: an entry of the prefix's list of pages times slots, plus a slot."""
+
+
+@triton.jit
+def fault_code(token):
+    """Code of logits that are not finite, at a token of the plan; scores of the round after it have the next code."""
+    return token * 2
+
+
+@triton.jit
+def _check(logits, live, token, problems, SHAPE: tl.constexpr):
+    """Note it if a logit is NaN or infinite."""
+    valid = (tl.arange(0, SHAPE.padded) < SHAPE.vocabulary)[None, :] & live[:, None]
+    wrong = tl.sum((valid & ((tl.abs(logits) < float("inf")) == 0)).to(tl.int32), 1) > 0
+    tl.atomic_min(problems.fault + token * 0, fault_code(token).to(tl.int64), mask=wrong & live)
+
+
+@triton.jit
+def _number(p, edges, SHAPE: tl.constexpr, PLAN: tl.constexpr):
+    """The number that a token's probabilities stand for."""
+    if PLAN.percentile is None:
+        number = expectation(p, edges, SHAPE.vocabulary)
+    else:
+        number = percentile(p, edges, SHAPE.vocabulary, PLAN.percentile, PLAN.percentile_as_released)
+    return number
+
+
+@triton.jit
+def _copy(source, target, count, live):
+    """Copy `count` numbers of each row. source, target [R] pointers."""
+    start = 0
+    while start < count:
+        at = start + tl.arange(0, COPY)[None, :]
+        mask = live[:, None] & (at < count)
+        tl.store(target[:, None] + at, tl.load(source[:, None] + at, mask=mask, other=0), mask=mask)
+        start += COPY
+
+
+@triton.jit
+def _sequence(at, prefix, length, planned, live):
+    """Tokens of prefix and plan, one after the other. at [R]; prefix, planned pointers."""
+    known = tl.load(prefix + at, mask=live & (at < length), other=0).to(tl.int32)
+    drawn = tl.load(planned + at - length, mask=live & (at >= length), other=0).to(tl.int32)
+    return tl.where(at < length, known, drawn)
+
+
+@triton.jit
+def _compute(u, end, oldest, table, goal_table, window, prefix, length, planned, model, pages, SHAPE: tl.constexpr):
+    """Pass the tokens in slots u to end - 1 of one sequence through the model, a tile at a time.
+
+    Slots are counted over its list of pages. `window` is the index in the sequence of the window's first token.
+    Returns the last tile's hidden rows, and where in it the last token is.
+    """
+    lane = tl.arange(0, SHAPE.rows)
+    hidden = tl.zeros((SHAPE.rows, SHAPE.width), SHAPE.dtype)
+    last = 0
+    while u < end:
+        live = u + lane < end
+        at = tl.minimum(u + lane, end - 1)
+        entry, slot = at // SHAPE.slots, at % SHAPE.slots
+        is_next = slot > SHAPE.action_dim
+        column = tl.where(is_next, slot - SHAPE.action_dim - 1, SHAPE.observation_dim + slot)
+        place = window + (entry - oldest - 1 + is_next.to(tl.int32)) * SHAPE.transition_dim + column
+        token = _sequence(place, prefix, length, planned, live)
+        x = embed(token, entry, slot, oldest + lane * 0, live, model, SHAPE)
+        hidden = forward(
+            x, entry, slot, oldest + lane * 0, table + lane * 0, goal_table + lane * 0, live, model, pages, SHAPE, False
+        )
+        last = end - 1 - u
+        u += SHAPE.rows
+        tl.debug_barrier()
+    return hidden, last
+
+
+@triton.jit
+def prefill(model, pages, beams, problems, longest, most_entries, SHAPE: tl.constexpr, PLAN: tl.constexpr):
+    """Compute one problem's goal, and what is not yet computed of its prefix; it becomes the first beam. Grid [B]."""
+    b = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, SHAPE.rows)
+    state = problems.state + b * FIELDS
+    transitions = tl.load(state + TRANSITIONS).to(tl.int32)
+    entries = tl.load(state + ENTRIES).to(tl.int32)
+    begin = tl.load(state + BEGIN).to(tl.int32)
+    goal_table = problems.goal_pages + b
+    if SHAPE.goal:
+        start = 0
+        while start < SHAPE.observation_dim:
+            index = start + lane
+            live = index < SHAPE.observation_dim
+            token = tl.load(problems.goals + b * SHAPE.observation_dim + index, mask=live, other=0).to(tl.int32)
+            x = embed_goal(token, index, live, model, SHAPE)
+            none = problems.table + lane * 0
+            forward(x, lane * 0, tl.where(live, index, 0), lane * 0, none, goal_table + lane * 0, live, model, pages, SHAPE, True)  # fmt: skip
+            start += SHAPE.rows
+            tl.debug_barrier()
+    prefix = problems.prefix + b * longest
+    table = problems.table + b * most_entries
+    length = transitions * SHAPE.transition_dim + SHAPE.observation_dim
+    oldest = entries - transitions - 1
+    hidden, last = _compute(
+        begin, entries * SHAPE.slots, oldest, table, goal_table, 0, prefix, length, beams.tokens, model, pages, SHAPE
+    )
+    logits = logits_after(hidden, SHAPE.observation_dim - 1, model, SHAPE)
+    live = lane == last
+    _check(logits, live, lane * 0, problems, SHAPE)
+    beam = b * PLAN.beam_width
+    column = tl.arange(0, SHAPE.padded)[None, :]
+    tl.store(beams.logits + beam * SHAPE.padded + column + lane[:, None] * 0, logits, mask=live[:, None])
+    tl.store(beams.returns + beam, 0.0)
+    newest = tl.arange(0, 16)
+    shift = 0
+    while shift < PLAN.entries:  # the beam's list ends where the prefix's does
+        back = shift + newest
+        mask = (back < PLAN.entries) & (back < entries)
+        page = tl.load(table + entries - 1 - back, mask=mask, other=0)
+        tl.store(beams.table + beam * PLAN.entries + PLAN.entries - 1 - back, page, mask=mask)
+        shift += 16
+
+
+@triton.jit(do_not_specialize=["round", "first_page", "rows"])
+def expand(model, pages, beams, candidates, problems, round, rows, first_page, SHAPE: tl.constexpr, PLAN: tl.constexpr):
+    """Decode an action, a reward and a value for each candidate. Grid: `rows` (B * C) over `PLAN.rows`.
+
+    first_page: the page of the first candidate of this round; the others' follow.
+    """
+    lane = tl.arange(0, SHAPE.rows)
+    row = tl.program_id(0) * PLAN.rows + lane
+    live = (lane < PLAN.rows) & (row < rows)
+    row = tl.where(live, row, 0).to(tl.int64)
+    problem = row // (PLAN.beam_width * PLAN.expand)
+    index = (row - problem * PLAN.beam_width * PLAN.expand).to(tl.int32)
+    parent = problem * PLAN.beam_width
+    if round > 0:
+        parent += index // PLAN.expand
+    state = problems.state + problem * FIELDS
+    seed = tl.load(state + SEED)
+    number = tl.load(state + NUMBER)
+    transitions = tl.load(state + TRANSITIONS).to(tl.int32) + round
+    longest: tl.constexpr = PLAN.horizon * SHAPE.transition_dim
+    first_token = round * SHAPE.transition_dim
+    tokens = candidates.tokens + row * longest
+    table = candidates.table + row * PLAN.entries
+    _copy(beams.tokens + parent * longest, tokens, first_token, live)
+    _copy(beams.rewards + parent * PLAN.horizon, candidates.rewards + row * PLAN.horizon, round, live)
+    _copy(beams.table + parent * PLAN.entries + 1, table, PLAN.entries - 1, live)
+    tl.store(table + PLAN.entries - 1, (first_page + row).to(tl.int32), mask=live)
+    tl.debug_barrier()
+    if PLAN.window:
+        transitions = tl.minimum(transitions, PLAN.entries - 2)
+    oldest = tl.maximum(PLAN.entries - 2 - transitions, 0)
+    entry = lane * 0 + PLAN.entries - 1
+    column = tl.arange(0, SHAPE.padded)[None, :]
+    logits = tl.load(beams.logits + parent[:, None] * SHAPE.padded + column)
+    reward = tl.zeros((SHAPE.rows,), tl.float32)
+    for step in tl.range(0, SHAPE.action_dim + 1, disable_licm=True):
+        noise = uniform(seed, number, index, first_token + step + lane * 0)
+        if step < SHAPE.action_dim:
+            token = draw(probabilities(logits, SHAPE.vocabulary, PLAN.action_rule), noise, SHAPE.vocabulary, PLAN.action_rule)
+        else:
+            p = probabilities(logits, SHAPE.vocabulary, PLAN.reward_rule)
+            token = draw(p, noise, SHAPE.vocabulary, PLAN.reward_rule)
+            reward = _number(p, problems.reward_edges, SHAPE, PLAN)
+        tl.store(tokens + first_token + step, token, mask=live)
+        slot = lane * 0 + step
+        x = embed(token, entry, slot, oldest, live, model, SHAPE)
+        hidden = forward(x, entry, slot, oldest, table, problems.goal_pages + problem, live, model, pages, SHAPE, False)
+        logits = logits_after(hidden, SHAPE.observation_dim + step, model, SHAPE)
+        _check(logits, live, first_token + step + 1 + lane * 0, problems, SHAPE)
+    step = SHAPE.action_dim + 1
+    noise = uniform(seed, number, index, first_token + step + lane * 0)
+    p = probabilities(logits, SHAPE.vocabulary, PLAN.value_rule)
+    tl.store(tokens + first_token + step, draw(p, noise, SHAPE.vocabulary, PLAN.value_rule), mask=live)
+    value = _number(p, problems.value_edges, SHAPE, PLAN)
+    discounts = problems.discounts + round
+    returns = tl.load(beams.returns + parent, mask=live, other=0.0) + reward * tl.load(discounts)
+    tl.store(candidates.rewards + row * PLAN.horizon + round, reward, mask=live)
+    tl.store(candidates.returns + row, returns, mask=live)
+    tl.store(candidates.value + row, value, mask=live)
+    tl.store(candidates.score + row, returns + value * tl.load(discounts + 1), mask=live)
+
+
+@triton.jit(do_not_specialize=["round"])
+def observe(model, pages, beams, candidates, problems, kept, round, longest, SHAPE: tl.constexpr, PLAN: tl.constexpr):
+    """Make one kept candidate a beam, and decode its next observation. Grid [B * W].
+
+    With `PLAN.window` its window is cropped and computed anew first, onto pages of its own. The tile's rows are the next
+    16 tokens as far as they can be guessed: those of the observation before. A guess that the model itself would have
+    drawn is kept, with all it computed; the first that it would not is replaced by what it drew, and is the next tile's
+    first row. So the tokens are those of decoding one by one, to the bit.
+
+    kept: [B, W] int64, which candidate each beam continues.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    b = row // PLAN.beam_width
+    lane = tl.arange(0, SHAPE.rows)
+    alone = lane == 0
+    source = b * (PLAN.beam_width * PLAN.expand) + tl.load(kept + row)
+    state = problems.state + b * FIELDS
+    seed = tl.load(state + SEED) + lane * 0
+    number = tl.load(state + NUMBER) + lane * 0
+    before = tl.load(state + TRANSITIONS).to(tl.int32)
+    planned_most: tl.constexpr = PLAN.horizon * SHAPE.transition_dim
+    done_tokens = round * SHAPE.transition_dim + SHAPE.action_dim + 2
+    tokens = beams.tokens + row * planned_most
+    table = beams.table + row * PLAN.entries
+    _copy(candidates.tokens + source * planned_most + lane * 0, tokens + lane * 0, done_tokens, alone)
+    _copy(candidates.rewards + source * PLAN.horizon + lane * 0, beams.rewards + row * PLAN.horizon + lane * 0, round + 1, alone)  # fmt: skip
+    tl.store(beams.returns + row, tl.load(candidates.returns + source))
+    prefix = problems.prefix + b * longest
+    length = before * SHAPE.transition_dim + SHAPE.observation_dim
+    goal_table = problems.goal_pages + b
+    transitions = before + round + 1
+    if PLAN.window:
+        transitions = tl.minimum(transitions, PLAN.entries - 2)
+        oldest = PLAN.entries - 1 - transitions
+        tl.debug_barrier()
+        _compute(
+            oldest * SHAPE.slots + SHAPE.action_dim + 1, (PLAN.entries - 1) * SHAPE.slots + SHAPE.action_dim + 1, oldest,
+            table, goal_table, (before + round + 1 - transitions) * SHAPE.transition_dim, prefix, length, tokens, model,
+            pages, SHAPE,
+        )  # fmt: skip
+    else:
+        oldest = tl.maximum(PLAN.entries - 1 - transitions, 0)
+        _copy(candidates.table + source * PLAN.entries + lane * 0, table + lane * 0, PLAN.entries, alone)
+    fed = tokens + done_tokens - 1  # the value token, then the observation's
+    now = (before + round) * SHAPE.transition_dim
+    guess = 0
+    while guess < SHAPE.observation_dim:
+        at = guess + lane
+        mask = at < SHAPE.observation_dim
+        tl.store(fed + 1 + at, _sequence(now + at, prefix, length, tokens, mask), mask=mask)
+        guess += SHAPE.rows
+    tl.debug_barrier()
+    column = tl.arange(0, SHAPE.padded)[None, :]
+    entry = lane * 0 + PLAN.entries - 1
+    done = 0
+    tiles = oldest * 0
+    while done <= SHAPE.observation_dim:
+        at = done + lane
+        live = at <= SHAPE.observation_dim
+        if not PLAN.draft:
+            live = live & alone
+        token = tl.load(fed + at, mask=live, other=0).to(tl.int32)
+        slot = tl.where(at == 0, SHAPE.slots, tl.where(live, SHAPE.action_dim + at, 0))
+        x = embed(token, entry, slot, oldest + lane * 0, live, model, SHAPE)
+        hidden = forward(
+            x, entry, slot, oldest + lane * 0, table + lane * 0, goal_table + lane * 0, live, model, pages, SHAPE, False
+        )
+        logits = tl.zeros((SHAPE.rows, SHAPE.padded), tl.float32)
+        count = tl.sum(live.to(tl.int32), 0)
+        i = 0
+        while i < count:  # each row has another head
+            head = tl.where(done + i == 0, SHAPE.transition_dim - 1, done + i - 1)
+            logits = tl.where((lane == i)[:, None], logits_after(hidden, head, model, SHAPE), logits)
+            i += 1
+        p = probabilities(logits, SHAPE.vocabulary, PLAN.observation_rule)
+        noise = uniform(seed, number, lane * 0 + (row - b * PLAN.beam_width).to(tl.int32), done_tokens + at)
+        drawn = draw(p, noise, SHAPE.vocabulary, PLAN.observation_rule)
+        guessed = tl.load(fed + at + 1, mask=live & (at < SHAPE.observation_dim), other=0)
+        wrong = live & (at < SHAPE.observation_dim) & (drawn != guessed)
+        right = tl.min(tl.where(wrong, lane, count - 1), 0) + 1
+        _check(logits, live & (lane < right), done_tokens + at, problems, SHAPE)
+        tl.store(fed + at + 1, drawn, mask=live & (at < SHAPE.observation_dim) & (lane >= right - 1))
+        last = live & (at == SHAPE.observation_dim) & (lane < right)
+        tl.store(beams.logits + row * SHAPE.padded + column + lane[:, None] * 0, logits, mask=last[:, None])
+        done += right
+        tiles += 1
+        tl.debug_barrier()
+    tl.atomic_add(problems.tiles + b, tiles.to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["rounds"])
+def take(candidates, problems, kept, score, out, rounds, SHAPE: tl.constexpr, PLAN: tl.constexpr):
+    """Gather one candidate a problem: tokens, rewards, value and score. Grid [B].
+
+    kept: [B] int64; score: [B] float32; out: [B, H*K + H + 4] int32, floats by their bits; the last two are the code of
+    what went wrong, or -1, and the problem's tiles.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    row = b * (PLAN.beam_width * PLAN.expand) + tl.load(kept + b)
+    longest: tl.constexpr = PLAN.horizon * SHAPE.transition_dim
+    target = out + b * (longest + PLAN.horizon + 4)
+    start = 0
+    while start < longest:
+        at = start + tl.arange(0, COPY)
+        mask = at < (rounds - 1) * SHAPE.transition_dim + SHAPE.action_dim + 2
+        token = tl.load(candidates.tokens + row * longest + at, mask=mask, other=0).to(tl.int32)
+        tl.store(target + at, token, mask=at < longest)
+        start += COPY
+    start = 0
+    while start < PLAN.horizon:
+        at = start + tl.arange(0, COPY)
+        reward = tl.load(candidates.rewards + row * PLAN.horizon + at, mask=at < rounds, other=0.0)
+        tl.store(target + longest + at, reward.to(tl.int32, bitcast=True), mask=at < PLAN.horizon)
+        start += COPY
+    numbers = target + longest + PLAN.horizon
+    tl.store(numbers, tl.load(candidates.value + row).to(tl.int32, bitcast=True))
+    tl.store(numbers + 1, tl.load(score + b).to(tl.int32, bitcast=True))
+    fault = tl.load(problems.fault)
+    tl.store(numbers + 2, tl.where(fault >= NO_FAULT, -1, fault).to(tl.int32))
+    tl.store(numbers + 3, tl.load(problems.tiles + b).to(tl.int32))

@@ -1,0 +1,338 @@
+"""A tile of tokens through all layers of the Transformer, inside one Triton program.
+
+The rows of a tile are tokens: one each of several sequences, or several neighbours of one sequence. A row says where its
+token stands by an *entry* of its list of pages and a *slot* of that page; everything else follows. All rows of a tile
+write their keys and values before any row reads, so neighbours of one sequence see each other.
+
+A page is one round: slots [action tokens, reward | next observation]. The value token, which no token attends to, has no
+slot; its place is written as slot `Shape.slots`. `ttengine.model` says what is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .attention import NEVER, attend, turn
+
+NORM_EPS = tl.constexpr(1e-5)
+ROTARY_BASE = 10_000.0
+UNBOUNDED = 1 << 20
+"""As the sight of a model whose tokens see all transitions before them."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a kernel is compiled for: the model's sizes, and how they are tiled."""
+
+    observation_dim: int
+    action_dim: int
+    n_bins: int
+    layers: int
+    heads: int
+    width: int
+    goal: bool = False
+    rotary: bool = False
+    sight: int = UNBOUNDED
+    """transitions before its own that a token sees"""
+    places: int = 0
+    """rows of the table of place embeddings: positions, or columns for rotary models"""
+    dtype: Any = tl.float32
+    """of weights, keys and values; sums are float32"""
+    rows: int = 16
+    """of a tile; a matrix unit takes no fewer"""
+    chunk: int = 8
+    """slots of a page read at a time"""
+    tile: int = 8192
+    """numbers of a feed-forward matrix read at a time"""
+
+    @property
+    def transition_dim(self) -> int:
+        """K, tokens in one transition."""
+        return self.observation_dim + self.action_dim + 2
+
+    @property
+    def slots(self) -> int:
+        """S, slots in one page: a transition's tokens without the value."""
+        return self.transition_dim - 1
+
+    @property
+    def head_width(self) -> int:
+        """Numbers in one head."""
+        return self.width // self.heads
+
+    @property
+    def vocabulary(self) -> int:
+        """Bins and the stop token."""
+        return self.n_bins + 1
+
+    @property
+    def padded(self) -> int:
+        """Columns of logits, a power of two."""
+        return max(16, triton.next_power_of_2(self.vocabulary))
+
+    @property
+    def hidden_chunk(self) -> int:
+        """Hidden units of the feed-forward layer computed at a time."""
+        return min(4 * self.width, max(16, self.tile // self.width))
+
+    @property
+    def page_size(self) -> int:
+        """Numbers in one page: keys and values of all layers."""
+        return self.layers * 2 * self.slots * self.width
+
+    @property
+    def layer_matrices(self) -> int:
+        """Numbers in the matrices of one layer."""
+        return 12 * self.width**2
+
+    @property
+    def layer_vectors(self) -> int:
+        """Numbers in the norms and biases of one layer."""
+        return 13 * self.width
+
+
+class Model(NamedTuple):
+    """A packed model: four tensors on the device, or pointers to them in a kernel."""
+
+    matrices: Any
+    """[layers * 12*D*D + K*D*padded] of the kernel's dtype: a layer's, one after the other, then the heads"""
+    vectors: Any
+    """[layers * 13*D + 2*D] float32: norms and biases, in the order in which they are used"""
+    embeddings: Any
+    """[V*K + 1 + places + goal rows, D] of the kernel's dtype"""
+    turns: Any
+    """[distances, 2, D/A] float32, cosines and sines; one row of zeros without rotary positions"""
+
+
+def pack(weights: Mapping[str, Tensor], shape: Shape, distances: int) -> Model:
+    """Lay a model's state dict (`ttengine.model`) out as the kernels read it.
+
+    Args:
+        weights: the state dict.
+        shape: its sizes.
+        distances: tokens between a query and the start of the furthest page that it sees.
+    """
+    D, A = shape.width, shape.heads
+    matrices, vectors = [], []
+    for layer in range(shape.layers):
+        block = {name: weights[f"blocks.{layer}.{name}"] for name in _BLOCK}
+        qkv = block["qkv.weight"].view(3, A, D // A, D).transpose(2, 3)
+        hidden = block["mlp_in.weight"].view(-1, shape.hidden_chunk, D).transpose(1, 2)
+        matrices += [qkv, block["projection.weight"].t(), hidden, block["mlp_out.weight"].t()]
+        vectors += [block[name] for name in _BLOCK if not name.endswith("weight") or "norm" in name]
+    head = weights["head.weight"].transpose(1, 2)
+    matrices.append(torch.nn.functional.pad(head, (0, shape.padded - shape.vocabulary)))
+    vectors += [weights["final_norm.weight"], weights["final_norm.bias"]]
+    place = weights["column_embedding" if shape.rotary else "position_embedding"]
+    embeddings = [weights["token_embedding.weight"], place]
+    if shape.goal:
+        embeddings.append(weights["goal_embedding.weight"])
+    dtype = torch.bfloat16 if shape.dtype == tl.bfloat16 else torch.float32
+    return Model(
+        torch.cat([each.flatten() for each in matrices]).to(dtype),
+        torch.cat([each.flatten() for each in vectors]).float(),
+        torch.cat(embeddings).to(dtype).contiguous(),
+        turns(shape, distances).to(place.device),
+    )
+
+
+_BLOCK = (
+    *("attention_norm.weight", "attention_norm.bias", "qkv.weight", "qkv.bias", "projection.weight", "projection.bias"),
+    *("mlp_norm.weight", "mlp_norm.bias", "mlp_in.weight", "mlp_in.bias", "mlp_out.weight", "mlp_out.bias"),
+)
+
+
+def turns(shape: Shape, distances: int) -> Tensor:
+    """[distances, 2, D/A] float32: by how much each number of a head is kept, and takes from its partner."""
+    if not shape.rotary:
+        return torch.zeros(1, 2, shape.head_width)
+    pairs = shape.head_width // 4
+    frequency = ROTARY_BASE ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    angle = torch.arange(distances, dtype=torch.float64)[:, None] * frequency
+    rest = torch.zeros(distances, shape.head_width - 2 * pairs, dtype=torch.float64)
+    cos = torch.cat([angle.cos(), angle.cos(), rest + 1], dim=1)
+    sin = torch.cat([angle.sin(), angle.sin(), rest], dim=1)
+    return torch.stack([cos, sin], dim=1).float()
+
+
+@triton.jit
+def column_of(slot, SHAPE: tl.constexpr):
+    """Where in its transition the token in a slot stands."""
+    after = slot - SHAPE.action_dim - 1
+    column = tl.where(after >= 0, after, SHAPE.observation_dim + slot)
+    return tl.where(slot == SHAPE.slots, SHAPE.transition_dim - 1, column)
+
+
+@triton.jit
+def position_of(entry, slot, oldest, SHAPE: tl.constexpr):
+    """How many tokens lie between a token and the start of the window, which is the observation on the oldest page."""
+    is_next = (slot > SHAPE.action_dim) & (slot < SHAPE.slots)
+    return (entry - oldest - 1 + is_next.to(tl.int32)) * SHAPE.transition_dim + column_of(slot, SHAPE)
+
+
+@triton.jit
+def embed(token, entry, slot, oldest, live, model, SHAPE: tl.constexpr):
+    """Token and place embeddings. [R] int32 -> [R, D] float32."""
+    d = tl.arange(0, SHAPE.width)[None, :]
+    column = column_of(slot, SHAPE)
+    stop = SHAPE.n_bins * SHAPE.transition_dim
+    row = tl.where(token >= SHAPE.n_bins, stop, column * SHAPE.n_bins + token)
+    place = column
+    if not SHAPE.rotary:
+        place = position_of(entry, slot, oldest, SHAPE)
+    mask = live[:, None]
+    table = model.embeddings
+    x = tl.load(table + row[:, None] * SHAPE.width + d, mask=mask, other=0.0).to(tl.float32)
+    return x + tl.load(table + (stop + 1 + place)[:, None] * SHAPE.width + d, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def embed_goal(token, index, live, model, SHAPE: tl.constexpr):
+    """Goal embeddings. token, index [R] int32 -> [R, D] float32."""
+    d = tl.arange(0, SHAPE.width)[None, :]
+    row = SHAPE.n_bins * SHAPE.transition_dim + 1 + SHAPE.places + index * SHAPE.n_bins + token
+    return tl.load(model.embeddings + row[:, None] * SHAPE.width + d, mask=live[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def layer_norm(x, vectors, SHAPE: tl.constexpr):
+    """LayerNorm over the last axis; vectors points at D weights, then D biases."""
+    d = tl.arange(0, SHAPE.width)
+    centred = x - (tl.sum(x, 1) / SHAPE.width)[:, None]
+    variance = tl.sum(centred * centred, 1) / SHAPE.width
+    normed = centred * tl.math.rsqrt(variance + NORM_EPS)[:, None]
+    return normed * tl.load(vectors + d)[None, :] + tl.load(vectors + SHAPE.width + d)[None, :]
+
+
+@triton.jit
+def gelu(x):
+    """The exact GELU."""
+    return 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def product(x, matrix, rows: tl.constexpr, columns: tl.constexpr, stride: tl.constexpr):
+    """[R, rows] times the [rows, columns] matrix at a pointer -> [R, columns] float32."""
+    at = tl.arange(0, rows)[:, None] * stride + tl.arange(0, columns)[None, :]
+    return tl.dot(x, tl.load(matrix + at), input_precision="ieee", out_dtype=tl.float32)
+
+
+@triton.jit
+def swap_pairs(x, SHAPE: tl.constexpr):
+    """Put into each number's place what its turn takes: -b for a, a for b, 0 for what does not turn. [R, D/A]."""
+    quarter: tl.constexpr = SHAPE.head_width // 4
+    source = tl.arange(0, SHAPE.head_width)[:, None]
+    target = tl.arange(0, SHAPE.head_width)[None, :]
+    takes_b = (target < quarter) & (source == target + quarter)
+    takes_a = (target >= quarter) & (target < 2 * quarter) & (source == target - quarter)
+    pattern = tl.where(takes_b, -1.0, tl.where(takes_a, 1.0, 0.0))
+    return tl.dot(x, pattern, input_precision="ieee", out_dtype=tl.float32)
+
+
+@triton.jit
+def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE: tl.constexpr, IS_GOAL: tl.constexpr):
+    """Pass a tile through all layers; write its keys and values; return what the heads read.
+
+    Args:
+        x: [R, D] float32, embedded tokens.
+        entry, slot: [R] int32, each token's page in its list, and its place there (goal tokens: 0 and their index).
+        oldest: [R] int32, the first entry of each list that holds anything: an observation.
+        table: [R] pointers to each row's list of pages.
+        goal_table: [R] pointers to the page of each row's goal (read if SHAPE.goal).
+        live: [R] bool, rows that are there; the others write nothing.
+        pages: pointer to all pages, [page, layer, key or value, head, slot, D/A].
+        IS_GOAL: the tile's tokens are a goal's.
+    Returns:
+        [R, D] of SHAPE.dtype.
+    """
+    D: tl.constexpr = SHAPE.width
+    HEAD: tl.constexpr = SHAPE.head_width
+    PART: tl.constexpr = SHAPE.slots * SHAPE.width
+    CHUNK: tl.constexpr = SHAPE.hidden_chunk
+    TURN: tl.constexpr = SHAPE.transition_dim if SHAPE.rotary and not IS_GOAL else 0
+    h_lane = tl.arange(0, HEAD)
+    is_next = (slot > SHAPE.action_dim) & (slot < SHAPE.slots)
+    first = tl.maximum(oldest, entry - SHAPE.sight - tl.where(is_next, 0, 1))
+    offset = slot + is_next.to(tl.int32)  # in tokens from its page's first: the value token lies between
+    offset = tl.where(slot == SHAPE.slots, SHAPE.action_dim + 1, offset)
+    limit = tl.where(slot == SHAPE.slots, SHAPE.action_dim, slot)
+    low = slot * 0 + SHAPE.action_dim + 1
+    nothing = tl.zeros((SHAPE.rows,), tl.float32)
+    if IS_GOAL:
+        own = tl.load(goal_table, mask=live, other=0).to(tl.int64)
+    else:
+        own = tl.load(table + entry, mask=live, other=0).to(tl.int64)
+    stored = own[:, None] * SHAPE.page_size + slot[:, None] * HEAD + h_lane[None, :]
+    has_slot = (live & (slot < SHAPE.slots))[:, None]
+    for layer in tl.range(0, SHAPE.layers, disable_licm=True):
+        matrices = model.matrices + layer * SHAPE.layer_matrices
+        vectors = model.vectors + layer * SHAPE.layer_vectors
+        keys = pages + layer * 2 * PART
+        values = keys + PART
+        normed = layer_norm(x, vectors, SHAPE).to(SHAPE.dtype)
+        for head in tl.range(0, SHAPE.heads, disable_licm=True):
+            weight = matrices + (SHAPE.heads + head) * D * HEAD
+            bias = vectors + 3 * D + head * HEAD + h_lane
+            key = product(normed, weight, D, HEAD, HEAD) + tl.load(bias)[None, :]
+            value = product(normed, weight + D * D, D, HEAD, HEAD) + tl.load(bias + D)[None, :]
+            if SHAPE.rotary:
+                if IS_GOAL:  # a goal has no position: what turns is zeroed
+                    key = tl.where((h_lane < HEAD // 2)[None, :], 0.0, key)
+                else:
+                    key = turn(key, swap_pairs(key, SHAPE), model.turns, offset, HEAD)
+            at = stored + head * SHAPE.slots * HEAD
+            tl.store(keys + at, key.to(SHAPE.dtype), mask=has_slot)
+            tl.store(values + at, value.to(SHAPE.dtype), mask=has_slot)
+        tl.debug_barrier()  # neighbours in the tile, and later steps, read what was just written
+        added = tl.zeros((SHAPE.rows, D), tl.float32)
+        for head in tl.range(0, SHAPE.heads, disable_licm=True):
+            query = product(normed, matrices + head * D * HEAD, D, HEAD, HEAD)
+            query = (query + tl.load(vectors + 2 * D + head * HEAD + h_lane)[None, :]) * (1.0 / HEAD**0.5)
+            swapped = query
+            if TURN > 0:
+                swapped = swap_pairs(query, SHAPE)
+            head_keys = keys + head * SHAPE.slots * HEAD
+            head_values = values + head * SHAPE.slots * HEAD
+            peak, total, mixed = nothing + NEVER, nothing, tl.zeros((SHAPE.rows, HEAD), tl.float32)
+            if SHAPE.goal:
+                goal_limit = slot * 0 + SHAPE.observation_dim - 1
+                if IS_GOAL:
+                    goal_limit = slot
+                peak, total, mixed = attend(
+                    query, query, peak, total, mixed, head_keys, head_values, SHAPE.page_size, goal_table,
+                    live, slot * 0, slot * 0, slot * 0, goal_limit, offset, model.turns, SHAPE.slots, HEAD, SHAPE.chunk, 0,
+                )  # fmt: skip
+            if not IS_GOAL:
+                peak, total, mixed = attend(
+                    query, swapped, peak, total, mixed, head_keys, head_values, SHAPE.page_size, table, live, first, low,
+                    entry, limit, offset, model.turns, SHAPE.slots, HEAD, SHAPE.chunk, TURN,
+                )  # fmt: skip
+            mixed = (mixed / tl.where(live, total, 1.0)[:, None]).to(SHAPE.dtype)
+            added += product(mixed, matrices + 3 * D * D + head * HEAD * D, HEAD, D, D)
+        x += added + tl.load(vectors + 5 * D + tl.arange(0, D))[None, :]
+        normed = layer_norm(x, vectors + 6 * D, SHAPE).to(SHAPE.dtype)
+        added = tl.zeros((SHAPE.rows, D), tl.float32)
+        for chunk in tl.range(0, 4 * D // CHUNK, disable_licm=True):
+            hidden = product(normed, matrices + 4 * D * D + chunk * CHUNK * D, D, CHUNK, CHUNK)
+            bias = tl.load(vectors + 8 * D + chunk * CHUNK + tl.arange(0, CHUNK))
+            hidden = gelu(hidden + bias[None, :]).to(SHAPE.dtype)
+            added += product(hidden, matrices + 8 * D * D + chunk * CHUNK * D, CHUNK, D, D)
+        x += added + tl.load(vectors + 12 * D + tl.arange(0, D))[None, :]
+    return layer_norm(x, model.vectors + SHAPE.layers * SHAPE.layer_vectors, SHAPE).to(SHAPE.dtype)
+
+
+@triton.jit
+def logits_after(hidden, column, model, SHAPE: tl.constexpr):
+    """Logits of the tokens that follow those in one column of the transition. [R, D], scalar -> [R, padded] float32."""
+    heads = model.matrices + SHAPE.layers * SHAPE.layer_matrices
+    return product(
+        hidden, heads + column * SHAPE.width * SHAPE.padded, SHAPE.width, SHAPE.padded, SHAPE.padded
+    )

@@ -1,0 +1,219 @@
+"""The triton engine: the reference engine's tokens, the same bytes however it is run, errors that say what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from interpreted import DEVICE, Poison, poison, shuffled
+from test_engine_cpp import EVERY, make_checkpoint
+
+from ttengine.config import PlanConfig, Sampling
+from ttengine.context import Context
+from ttengine.engines import Candidates, TritonEngine
+from ttengine.errors import ConfigError, EngineError, NonFiniteError
+from ttengine.planner import Plan, Planner
+
+pytest.importorskip("triton")
+__all__ = ["poison", "shuffled"]
+
+FAST = PlanConfig(horizon=3, beam_width=3)
+SHAPE: dict[str, Any] = {"layers": 2, "heads": 2, "width": 32, "context": 2}
+
+
+def make_planner(config: PlanConfig = FAST, *, engine: str = "triton", **model: Any) -> Planner:
+    """A planner for a tiny model, the same weights at every call."""
+    checkpoint = make_checkpoint(**{**SHAPE, **model})
+    device = DEVICE if engine == "triton" else "cpu"
+    return Planner(checkpoint, dataclasses.replace(config, engine=engine), device=device)
+
+
+def episode(planner: Planner, steps: int, seed: int = 5, goal: bool = False) -> list[Plan]:
+    """Plan along a made-up episode that is already three transitions long."""
+    rng = np.random.default_rng(seed)
+    model = planner.model.config
+    N, M = model.observation_dim, model.action_dim
+    context, plans = planner.empty_context(), []
+    for step in range(3 + steps):
+        observation = rng.uniform(-3, 3, N)
+        if step >= 3:
+            wanted = np.full(N, 0.5) if goal else None
+            plans.append(planner.plan(observation, context, goal=wanted, seed=seed, step=step))
+        context = context.append(observation, rng.uniform(-3, 3, M), float(rng.normal()))
+    return plans
+
+
+def assert_same_tokens(found: Plan, wanted: Plan) -> None:
+    for name in ("actions", "observations"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
+    for name in ("rewards", "value", "score"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def assert_same_bytes(found: Plan, wanted: Plan) -> None:
+    for name in ("actions", "observations", "rewards", "value", "score"):
+        assert getattr(found, name).tobytes() == getattr(wanted, name).tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "search"),
+    [
+        ("rolling", {}, {}),
+        ("window", {"positions": "absolute"}, {}),
+        ("window", {"heads": 1}, {"context": 3, "expand": 3}),
+        ("rolling", {"goal": True, "context": 1, "layers": 3}, {"beam_width": 2}),
+        ("window", {"positions": "absolute", "goal": True}, {"beam_width": 2, "horizon": 2}),
+        ("rolling", {"observation_dim": 17, "layers": 1}, {"beam_width": 2}),
+        ("rolling", {"bins": 31}, {"action": EVERY, "observation": Sampling(k=3, cdf=0.3), "percentile": 0.7}),
+    ],
+    ids=["rolling", "absolute", "rotary-window", "goal", "goal-window", "long-observation", "sampled-percentile"],
+)
+def test_plans_have_the_reference_engines_tokens(
+    kind: str, model: dict[str, Any], search: dict[str, Any], poison: Poison, shuffled: list[int]
+) -> None:
+    """Also: nothing depends on memory that nobody wrote, on the order of programs, or on kept pages."""
+    config = dataclasses.replace(FAST, context_kind=kind, **search)
+    goal = bool(model.get("goal"))
+    ours = episode(make_planner(config, **model), 2, goal=goal)
+    wanted = episode(make_planner(config, engine="reference", **model), 2, goal=goal)
+    for mine, theirs in zip(ours, wanted, strict=True):
+        assert_same_tokens(mine, theirs)
+        assert mine.counters.token_steps == theirs.counters.token_steps
+    assert DEVICE.type == "cuda" or shuffled
+
+
+@pytest.mark.parametrize("kind", ["rolling", "window"])
+def test_drafts_change_no_byte_and_save_tiles(kind: str) -> None:
+    config = dataclasses.replace(FAST, context_kind=kind)
+    drafted, plain = (episode(make_planner(dataclasses.replace(config, draft=draft)), 1)[0] for draft in (True, False))
+    assert_same_bytes(drafted, plain)
+    tiles = (FAST.horizon - 1) * FAST.beam_width * (3 + 1)
+    assert plain.counters.observe_tiles == tiles
+    assert drafted.counters.observe_tiles < tiles
+
+
+def test_batch_elements_do_not_influence_each_other() -> None:
+    """A batch, alone, in a tile with strangers: the same bytes; lengths of contexts differ."""
+    planner = make_planner()
+    rng = np.random.default_rng(1)
+    contexts = []
+    for length in (0, 3):
+        context = planner.empty_context()
+        for _ in range(length):
+            context = context.append(rng.normal(size=3), rng.normal(size=2), 0.5)
+        contexts.append(context)
+    observations = rng.normal(size=(2, 3))
+    batch = planner.plan(observations, contexts, seed=[4, 9], step=[1, 2])
+    for b in range(2):
+        alone = planner.plan(observations[b], contexts[b], seed=[4, 9][b], step=[1, 2][b])
+        assert alone.actions.tobytes() == batch.actions[b].tobytes()
+        assert alone.score.tobytes() == batch.score[b].tobytes()
+
+
+def test_kept_context_pages_save_work_and_change_no_byte() -> None:
+    """From the second plan of an episode on only the last transition is computed: K - 1 slots."""
+    warm = make_planner()
+    plans = episode(warm, 3)
+    K = warm.model.config.transition_dim
+    work = [plan.counters.physical_rows for plan in plans]
+    cold = []
+    for number in range(3):
+        fresh = make_planner()
+        fresh_engine = fresh.engine
+        assert isinstance(fresh_engine, TritonEngine)
+        plan_once = fresh.plan
+        skipped = itertools.count()
+        fresh.plan = lambda *a, **k: plan_once(*a, **k) if next(skipped) == number else plans[0]  # type: ignore[method-assign]  # noqa: B023
+        cold.append(episode(fresh, number + 1)[-1])
+    for ours, theirs in zip(plans, cold, strict=True):
+        assert_same_bytes(ours, theirs)
+    assert work[1] == work[2] < cold[2].counters.physical_rows
+    assert cold[2].counters.physical_rows - work[2] == (4 - 1) * (K - 1) + 3
+
+
+def test_an_objective_of_the_users_own_sees_what_it_is_promised() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def slow_and_low(candidates: Candidates) -> torch.Tensor:
+        seen.append(tuple(candidates.actions.shape))
+        return candidates.values - candidates.actions.square().sum(dim=(-1, -2))
+
+    plans = []
+    for engine in ("triton", "reference"):
+        checkpoint = make_checkpoint(**SHAPE)
+        device = DEVICE if engine == "triton" else "cpu"
+        config = dataclasses.replace(FAST, engine=engine)
+        plans.append(Planner(checkpoint, config, objective=slow_and_low, device=device).plan(np.zeros(3)))
+    assert_same_tokens(*plans)
+    assert seen[:3] == seen[-3:] == [(1, 6, 1, 2), (1, 6, 2, 2), (1, 6, 3, 2)]
+
+
+def test_a_deadline_ends_the_search_between_rounds() -> None:
+    planner = make_planner()
+    assert planner.plan(np.zeros(3), deadline_s=1e-6).rounds == 1
+    assert planner.plan(np.zeros(3), deadline_s=1e6).rounds == FAST.horizon
+
+
+def test_beam_width_one_and_horizon_one_are_searches_too() -> None:
+    config = PlanConfig(horizon=1, beam_width=1, expand=1)
+    assert_same_tokens(*(make_planner(config, engine=e).plan(np.ones(3)) for e in ("triton", "reference")))
+
+
+def test_broken_logits_and_scores_are_errors_that_name_the_round() -> None:
+    planner = make_planner()
+    engine = planner.engine
+    assert isinstance(engine, TritonEngine)
+    clean = planner.plan(np.zeros(3))
+    head = engine._packed.matrices[-7 * 32 * 16 :].view(7, 32, 16)
+    saved = head.clone()
+    for column, name in ((2, "round 0, at token 0"), (3, "round 0, at token 1"), (6, "round 0, at token 4")):
+        head[column, 0, 0] = float("nan")
+        with pytest.raises(NonFiniteError, match=name):
+            planner.plan(np.zeros(3))
+        head.copy_(saved)
+    assert_same_bytes(planner.plan(np.zeros(3)), clean)
+
+    def broken(candidates: Candidates) -> torch.Tensor:
+        return candidates.values / (candidates.rounds < 2)
+
+    bad = Planner(make_checkpoint(**SHAPE), dataclasses.replace(FAST, engine="triton"), objective=broken, device=DEVICE)
+    with pytest.raises(NonFiniteError, match="objective returned NaN or infinity in round 1"):
+        bad.plan(np.zeros(3))
+
+
+def test_what_the_kernels_do_not_take_is_refused_at_construction() -> None:
+    for model, match in (({"width": 24}, "width"), ({"width": 32, "heads": 4}, "head width")):
+        with pytest.raises(ConfigError, match=match):
+            make_planner(**model)
+    with pytest.raises(ConfigError, match="4096"):
+        make_planner(PlanConfig(horizon=1, beam_width=512, expand=9))
+    with pytest.raises(ConfigError, match="likelihood"):
+        make_planner(PlanConfig(horizon=1, beam_width=2, objective="likelihood"))
+    checkpoint = make_checkpoint(**SHAPE)
+    with torch.no_grad():
+        checkpoint.model.blocks[1].qkv.weight[3, 3] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"blocks\.1\.qkv\.weight"):
+        Planner(checkpoint, dataclasses.replace(FAST, engine="triton"), device=DEVICE)
+
+
+def test_without_a_gpu_the_error_says_which_engine_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(EngineError, match="engine='cpp'"):
+        Planner(make_checkpoint(**SHAPE), dataclasses.replace(FAST, engine="triton"), device="cpu")
+
+
+def test_context_that_is_too_long_is_cropped_like_the_reference_does() -> None:
+    """A window of two transitions, a context of five."""
+    config = dataclasses.replace(FAST, context_kind="window", context=2, horizon=2)
+    plans = []
+    for engine in ("triton", "reference"):
+        planner = make_planner(config, engine=engine, positions="absolute")
+        context = Context.empty(3, 2, 5)
+        for i in range(5):
+            context = context.append(np.full(3, i / 3), np.full(2, -i / 4), i)
+        plans.append(planner.plan(np.ones(3), context))
+    assert_same_tokens(*plans)

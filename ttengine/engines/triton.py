@@ -1,0 +1,312 @@
+"""The triton engine: whole segments of a search as single kernels on a GPU, and one CUDA graph for a plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttengine.config import ModelConfig, PlanConfig
+from ttengine.discretizer import Discretizer
+from ttengine.engines.protocol import Candidates, Counters, NoiseKey
+from ttengine.errors import ConfigError, EngineError, NonFiniteError, require
+from ttengine.model import TrajectoryTransformer
+
+WARPS = 8
+"""Warps of a program."""
+
+CAPABILITY = (8, 0)
+"""Least compute capability: bfloat16 matrix units."""
+
+KEPT_SIZES = 4
+"""Numbers of problems whose memory and graph are kept, the last used ones."""
+
+
+class TritonEngine:
+    """Plans on a GPU: a kernel a verb, rows carried through whole segments, nothing on the host in between.
+
+    The weights are copied: a model that is trained further needs a new engine. With a rolling context, pages of the
+    executed transitions in sight stay on the device for the next plan of the same place in a batch of
+    the same size.
+
+    A search without a deadline is captured once for each number of problems, and replayed. An objective of the
+    caller's is then not called again: it has to compute with tensors alone, and whatever it reads has to stay where it
+    was. With a deadline, kernels are launched one by one and every round is waited for.
+
+    Args:
+        model: on a CUDA device (anywhere, under TRITON_INTERPRET=1).
+        discretizer: its bins.
+        config: the search.
+    Raises:
+        EngineError: no Triton, no GPU, or one that is too old; the message says which engine works here.
+        ConfigError: sizes that the kernels do not take.
+        NonFiniteError: a weight is NaN or infinite; the message names the first such tensor.
+    """
+
+    def __init__(self, model: TrajectoryTransformer, discretizer: Discretizer, config: PlanConfig) -> None:
+        self.device = next(model.parameters()).device
+        _check_machine(self.device)
+        _check_sizes(model.config, config)
+        for name, tensor in model.state_dict().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(f"the model's {name} holds NaN or infinity")
+        from ttengine.engines.triton_memory import Memory, compiled_for
+        from ttengine.kernels import segments, select, transformer
+
+        self.model = model
+        self.config = config
+        self.discretizer = discretizer.to(self.device)
+        self._host_discretizer = discretizer.to("cpu")
+        self.counters = Counters()
+        self.shape, self.plan = compiled_for(model.config, config)
+        K = model.config.transition_dim
+        self._packed = transformer.pack(model.state_dict(), self.shape, (self.plan.entries + 1) * K)
+        self._segments, self._select = segments, select
+        self._make_memory = Memory
+        self._memories: dict[int, Memory] = {}
+        self._round = 0
+        self._waits = False
+
+    def cores(self) -> AbstractContextManager[None]:
+        """Nothing to arrange: the GPU computes."""
+        return nullcontext()
+
+    def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
+        """Begin B searches: tell the device what they are; the first `expand` computes."""
+        memory = self._memories.pop(len(prefixes), None)
+        while memory is None and len(self._memories) >= KEPT_SIZES:
+            del self._memories[next(iter(self._memories))]
+        self._memory = memory or self._make_memory(
+            len(prefixes), self.model.config, self.shape, self.plan, self.discretizer, self.config, self.device
+        )
+        self._memories[len(prefixes)] = self._memory  # the last used is the last
+        K, N = self.model.config.transition_dim, self.model.config.observation_dim
+        for b, (prefix, key) in enumerate(zip(prefixes, keys, strict=True)):
+            tokens = prefix[max(0, len(prefix) // K - self._memory.transitions) * K :]
+            start = self._host_discretizer.decode(tokens[-N:])
+            self._memory.stage(b, tokens, None if goals is None else goals[b], (key.seed, key.plan), start)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._memory.staged.upload()
+        self._round = 0
+
+    def run(self, search: Callable[[], tuple[Candidates, Tensor]], *, anytime: bool) -> tuple[Candidates, Tensor]:
+        """Search, replaying the graph if there is one, and return what was found, on the CPU.
+
+        Raises:
+            NonFiniteError: NaN or infinity in logits or in a score; the message names the round.
+            EngineError: the search cannot be captured.
+        """
+        self._waits = anytime
+        if anytime or not self.config.graph or self.device.type != "cuda":
+            search()
+        else:
+            if self._memory.graph is None:
+                search()  # compiles the kernels, which a capture may not
+                self._begin()
+                self._memory.graph = self._capture(search)
+                self._begin()
+            self._memory.graph.replay()
+            self._round = self.config.horizon
+        return self._fetch()
+
+    def _capture(self, search: Callable[[], tuple[Candidates, Tensor]]) -> torch.cuda.CUDAGraph:
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                search()
+        except RuntimeError as error:
+            raise EngineError(
+                f"the search cannot be captured in a CUDA graph: {error}. An objective has to compute on the device, "
+                "with tensors of fixed shapes and without .item(); or plan with graph=False"
+            ) from error
+        return graph
+
+    def _fetch(self) -> tuple[Candidates, Tensor]:
+        """One copy to the host, and what it says."""
+        memory, K = self._memory, self.model.config.transition_dim
+        memory.found_on_host.copy_(memory.found, non_blocking=True)
+        self._wait()
+        found = memory.found_on_host.clone()
+        self.counters = self._count(self._round, int(found[:, -1].sum()))
+        fault = int(found[0, -2])
+        if fault >= 0:
+            memory.forget()
+            token = fault // 2
+            what = "the objective returned" if fault % 2 else "the model's logits hold"
+            hint = "" if fault % 2 else f", at token {token} of the plan; check the weights with `ttengine info`"
+            raise NonFiniteError(f"{what} NaN or infinity in round {token // K}{hint}")
+        return self._read(found, memory.staged.host["start"].clone(), self._host_discretizer)
+
+    def _read(self, found: Tensor, start: Tensor, discretizer: Discretizer) -> tuple[Candidates, Tensor]:
+        """Beams [B, 1, ...] and scores [B, 1] that `take` gathered."""
+        H, K, M = self.config.horizon, self.model.config.transition_dim, self.model.config.action_dim
+        numbers = found[:, None, H * K :].view(torch.float32)
+        tokens = found[:, None, : (self._round - 1) * K + M + 2]
+        beams = Candidates(tokens, numbers[..., : self._round], numbers[..., H], start, discretizer, M)
+        return beams, numbers[..., H + 1]
+
+    def expand(self, copies: int) -> Candidates:
+        """Copy each beam, decode an action, a reward and a value."""
+        memory, plan = self._memory, self.plan
+        if copies != plan.expand:
+            raise ConfigError(f"expand({copies}): this engine's kernels are compiled for {plan.expand} copies of a beam")
+        if self._round == 0:
+            longest, entries = (memory.staged.host[name].shape[1] for name in ("prefix", "table"))
+            self._launch(
+                self._segments.prefill, len(memory.episodes), memory.beams, memory.problems, longest, entries
+            )
+        rows = memory.candidates.returns.numel()
+        first_page = memory.first_page + self._round % memory.turns * rows
+        self._launch(
+            self._segments.expand, -(-rows // plan.rows), memory.beams, memory.candidates, memory.problems,
+            self._round, rows, first_page,
+        )  # fmt: skip
+        self._round += 1
+        if self._waits:
+            self._wait()
+        K, M = self.model.config.transition_dim, self.model.config.action_dim
+        return DeviceCandidates(
+            memory.candidates.tokens[:, :, : (self._round - 1) * K + M + 2],
+            memory.candidates.rewards[:, :, : self._round],
+            memory.candidates.value,
+            memory.staged.device["start"],
+            self.discretizer,
+            M,
+            self,
+        )
+
+    def select_beams(self, score: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Keep the `width` highest scores: `kernels.reference.select_beams`, by rank, in one kernel."""
+        code = (self._round - 1) * self.model.config.transition_dim * 2 + 1
+        fault = self._memory.problems.fault
+        self._score, kept = self._select.select_beams_into(score.float(), width, fault, code)
+        return self._score, kept
+
+    def select(self, kept: Tensor) -> None:
+        """Keep some candidates as beams; `observe` takes them over."""
+        self._kept = kept
+
+    def observe(self) -> None:
+        """Decode the next observation of each beam."""
+        memory = self._memory
+        self._launch(
+            self._segments.observe, self._kept.numel(), memory.beams, memory.candidates, memory.problems, self._kept,
+            self._round - 1, memory.staged.host["prefix"].shape[1],
+        )  # fmt: skip
+
+    def take(self, kept: Tensor) -> Candidates:
+        """Gather one candidate of each problem, with the score that `select_beams` gave it. kept [B, 1] int64."""
+        memory = self._memory
+        self._segments.take[(len(kept),)](
+            memory.candidates, memory.problems, kept, self._score, memory.found, self._round, self.shape, self.plan
+        )
+        return self._read(memory.found, memory.staged.device["start"], self.discretizer)[0]
+
+    def next_log_probabilities(self) -> Tensor:
+        """Likelihood search is not of this engine."""
+        raise ConfigError(_NO_LIKELIHOOD)
+
+    def planned(self) -> Tensor:
+        """Likelihood search is not of this engine."""
+        raise ConfigError(_NO_LIKELIHOOD)
+
+    def branch(self, beams: Tensor, tokens: Tensor) -> None:
+        """Likelihood search is not of this engine."""
+        raise ConfigError(_NO_LIKELIHOOD)
+
+    def _launch(self, kernel: Any, programs: int, *arguments: Any) -> None:
+        kernel[(programs,)](
+            self._packed, self._memory.pages, *arguments, self.shape, self.plan, num_warps=WARPS, num_stages=1
+        )
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def _count(self, rounds: int, tiles: int) -> Counters:
+        """Work done, which follows from the lengths; only the tiles of `observe` are counted by the kernels."""
+        memory, model, plan, fields = self._memory, self.model.config, self.plan, self._segments
+        N, M, K = model.observation_dim, model.action_dim, model.transition_dim
+        state = memory.staged.host["state"]
+        transitions = state[:, fields.TRANSITIONS.value]
+        computed = memory.slots * state[:, fields.ENTRIES.value] - state[:, fields.BEGIN.value]
+        beams = len(state) * plan.beam_width
+        decoded = rounds * beams * plan.expand * (M + 1) + (rounds - 1) * beams * (N + 1)
+        again = 0
+        if plan.window:  # every beam's window, values aside: no token sees them
+            windows = [(transitions + r).clamp(max=plan.entries - 2) for r in range(1, rounds)]
+            again = plan.beam_width * sum(int(length.sum()) * (K - 1) for length in windows)
+        return Counters(
+            token_steps=1 + rounds * (M + 1) + (rounds - 1) * (N + 1),
+            logical_rows=int((transitions * K + N).sum()) + decoded + again,
+            physical_rows=int(computed.sum()) + decoded + again,
+            prefills=len(state) + (beams * (rounds - 1) if plan.window else 0),
+            observe_tiles=tiles,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceCandidates(Candidates):
+    """Candidates that stay on the device, whose scores are already there."""
+
+    engine: TritonEngine
+
+    def discounted_return(self, discount: float) -> Tensor:
+        """[B, C], as the kernel computed it."""
+        memory = self.engine._memory
+        same = discount == self.engine.config.discount
+        return memory.candidates.score if same else super().discounted_return(discount)
+
+    def check_finite(self, score: Tensor) -> None:
+        """Nothing waits for the host here: the ranking looks at every score, and the plan says what it saw."""
+
+    def take(self, index: Tensor) -> Candidates:
+        """Keep some candidates; one a problem is gathered by a kernel."""
+        return self.engine.take(index) if index.shape[1] == 1 else super().take(index)
+
+
+_NO_LIKELIHOOD = (
+    "engine='triton' does not search by likelihood yet; use engine='cpp' with the model on the CPU, or 'reference'"
+)
+
+
+def _check_machine(device: torch.device) -> None:
+    """Raise unless the kernels can run."""
+    require("triton", "triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return
+    if device.type != "cuda" or torch.version.hip is not None:
+        raise EngineError(
+            f"engine='triton' needs an NVIDIA GPU, and the model is on {device}"
+            + ("" if torch.cuda.is_available() else ", where PyTorch sees no CUDA device")
+            + "; on this machine use engine='cpp' with the model on the CPU"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        raise EngineError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, "
+            f"engine='triton' needs {CAPABILITY[0]}.{CAPABILITY[1]}; use engine='reference' there, or 'cpp' on the CPU"
+        )
+
+
+def _check_sizes(model: ModelConfig, config: PlanConfig) -> None:
+    """Raise for a model or a search that the kernels do not take."""
+    head = model.width // model.heads
+    for name, size, least, most in (("width", model.width, 32, 512), ("head width", head, 16, 128)):
+        if size & (size - 1) or not least <= size <= most:
+            raise ConfigError(
+                f"engine='triton' takes models whose {name} is a power of two from {least} to {most}, this one's is "
+                f"{size}; use engine='reference', or 'cpp' on the CPU"
+            )
+    if config.objective != "return":
+        raise ConfigError(_NO_LIKELIHOOD)
+    if config.beam_width * config.expand > 4096:
+        raise ConfigError(f"engine='triton' ranks at most 4096 candidates, not {config.beam_width} * {config.expand}")

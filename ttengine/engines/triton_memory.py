@@ -1,0 +1,229 @@
+"""What a plan of the triton engine reads and writes on the GPU: allocated once for a number of problems."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttengine.config import ModelConfig, PlanConfig, Sampling
+from ttengine.discretizer import Discretizer
+from ttengine.engines.reference import window_tokens
+from ttengine.errors import EngineError
+from ttengine.kernels.sampling import Rule
+from ttengine.kernels.segments import FIELDS, NO_FAULT, Plan, Problems, Rows
+from ttengine.kernels.transformer import Shape
+
+LAST = 4
+"""Numbers of a found plan besides tokens and rewards: value, score, what went wrong, tiles."""
+
+
+def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Plan]:
+    """Return what the kernels are compiled for."""
+    import triton.language as tl
+
+    rotary = model.positions == "rotary"
+    window = config.context_kind == "window"
+    shape = Shape(
+        observation_dim=model.observation_dim,
+        action_dim=model.action_dim,
+        n_bins=model.n_bins,
+        layers=model.layers,
+        heads=model.heads,
+        width=model.width,
+        goal=model.goal,
+        rotary=rotary,
+        places=model.transition_dim if rotary else model.max_tokens,
+        dtype=tl.bfloat16 if config.precision == "bf16" else tl.float32,
+        **({"sight": model.context} if rotary else {}),
+    )
+    # a window holds so many transitions, its last still growing; each has a page, and so has the first observation
+    transitions = (window_tokens(model, config) + 1) // model.transition_dim if window else model.context + 1
+    plan = Plan(
+        horizon=config.horizon,
+        beam_width=config.beam_width,
+        expand=config.expand,
+        window=window,
+        entries=transitions + 1,
+        action_rule=_rule(config.action),
+        reward_rule=_rule(config.reward),
+        value_rule=_rule(config.value),
+        observation_rule=_rule(config.observation),
+        percentile=None if config.percentile == "mean" else config.percentile,
+        percentile_as_released=config.percentile_as_released,
+        draft=config.draft,
+    )
+    return shape, plan
+
+
+def _rule(sampling: Sampling) -> Rule:
+    return Rule(sampling.k, sampling.cdf, sampling.temperature)
+
+
+@dataclass
+class Episode:
+    """Whose pages a problem's ring holds: the tokens of its last prefix, and the place of its first page in the ring."""
+
+    tokens: list[int]
+    first: int = 0
+
+
+class Staged:
+    """Host and device copies of what the host says of each problem, in one buffer, so that one copy uploads it."""
+
+    def __init__(self, problems: int, longest: int, goal: int, entries: int, start: int, device: torch.device) -> None:
+        self._sizes = {
+            "fault": (1,),
+            "tiles": (problems,),
+            "state": (problems, FIELDS.value),
+            "prefix": (problems, longest),
+            "goals": (problems, goal),
+            "table": (problems, entries),
+            "start": (problems, -(-start // 2)),
+        }
+        total = sum(math.prod(size) for size in self._sizes.values())
+        self._on_host = torch.zeros(total, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._on_device = torch.zeros(total, dtype=torch.int64, device=device)
+        self._start = start
+        self.host = self._views(self._on_host)
+        self.device = self._views(self._on_device)
+
+    def _views(self, buffer: Tensor) -> dict[str, Tensor]:
+        parts = buffer.split([math.prod(size) for size in self._sizes.values()])
+        views = {name: part.view(size) for (name, size), part in zip(self._sizes.items(), parts, strict=True)}
+        views["start"] = views["start"].view(torch.float32)[:, : self._start]
+        return views
+
+    def upload(self) -> None:
+        """Copy to the device, and note that nothing went wrong yet."""
+        self.host["fault"].fill_(NO_FAULT.value)
+        self.host["tiles"].zero_()
+        self._on_device.copy_(self._on_host, non_blocking=True)
+
+
+class Memory:
+    """State and pages for B problems.
+
+    Pages are numbered: those of the contexts first, then the goals', then the candidates'. With a rolling context each
+    problem has a ring of context pages, and the candidates of as many rounds as can be seen have theirs; with a window
+    every beam has the pages of its window, and only one round's candidates have any.
+
+    Raises:
+        EngineError: the device has too little memory; the message says how much was asked for.
+    """
+
+    def __init__(self, problems: int, model: ModelConfig, shape: Shape, plan: Plan, discretizer: Discretizer,
+                 config: PlanConfig, device: torch.device) -> None:  # fmt: skip
+        B, W, C = problems, plan.beam_width, plan.beam_width * plan.expand
+        H, K, N = plan.horizon, shape.transition_dim, shape.observation_dim
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.slots = shape.slots
+        self.plan = plan
+        self.transitions = plan.entries - 2 if plan.window else model.layers * model.context
+        # while a tile is computed, the pages that its first token sees must not be written again
+        self.ring = plan.entries * W if plan.window else plan.entries + 2 + (shape.rows - 1) // shape.slots
+        self.turns = 1 if plan.window else plan.entries
+        self.goal_page = B * self.ring
+        self.first_page = self.goal_page + (B if shape.goal else 0)
+        pages = self.first_page + self.turns * B * C
+        entries = plan.entries if plan.window else self.transitions + 1
+        self.staged = Staged(B, self.transitions * K + N, N if shape.goal else 0, entries, N, device)
+        self.episodes = [Episode([]) for _ in range(B)]
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        asked = pages * shape.page_size * dtype.itemsize
+        try:
+            self.pages = _new((pages, shape.page_size), dtype, device)
+            self.beams = _rows(B, W, H, K, plan, shape.padded, device)
+            self.candidates = _rows(B, C, H, K, plan, 1, device)
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"{pages:,} pages of keys and values take {asked / 2**30:.1f} GiB, more than {device} has left; "
+                f"plan fewer than {B} problems at once, use precision='bf16', or a narrower beam"
+            ) from error
+        if plan.window:  # a beam's pages never change
+            self.beams.table.copy_(torch.arange(B * W * plan.entries, device=device).view(B, W, plan.entries))
+        edges = discretizer.edges.to(device, torch.float32)
+        staged = self.staged.device
+        self.problems = Problems(
+            state=staged["state"],
+            prefix=staged["prefix"],
+            goals=staged["goals"],
+            table=staged["table"],
+            goal_pages=torch.arange(self.goal_page, self.goal_page + B, device=device),
+            discounts=(config.discount ** torch.arange(H + 1, dtype=torch.float32)).to(device),
+            reward_edges=edges[-2].contiguous(),
+            value_edges=edges[-1].contiguous(),
+            fault=staged["fault"],
+            tiles=staged["tiles"],
+        )
+        self.found = _new((B, H * K + H + LAST), torch.int32, device)
+        self.found_on_host = torch.zeros(B, H * K + H + LAST, dtype=torch.int32, pin_memory=device.type == "cuda")
+
+    def stage(self, b: int, tokens: Tensor, goal: Tensor | None, key: tuple[int, int], start: Tensor) -> None:
+        """Say what problem b is.
+
+        Args:
+            b: the problem.
+            tokens: [T] int64, whole transitions, then the current observation, no longer than can be seen.
+            goal: [N] int64.
+            key: seed and number of the plan.
+            start: [N] float32, the observation as its tokens read.
+        """
+        host = self.staged.host
+        K = self.slots + 1
+        transitions = len(tokens) // K
+        pages, begin = self._window(b, transitions) if self.plan.window else self._roll(b, tokens.tolist(), transitions)
+        host["state"][b] = torch.tensor([transitions, *key, len(pages), begin])
+        host["prefix"][b, : len(tokens)] = tokens
+        host["table"][b, : len(pages)] = torch.tensor(pages)
+        host["start"][b] = start
+        if goal is not None:
+            host["goals"][b] = goal
+
+    def _window(self, b: int, transitions: int) -> tuple[list[int], int]:
+        """The first beam's pages; all is computed anew."""
+        first = b * self.ring
+        oldest = self.plan.entries - 1 - transitions
+        return list(range(first, first + self.plan.entries)), oldest * self.slots + self._observation_slot()
+
+    def _roll(self, b: int, tokens: list[int], transitions: int) -> tuple[list[int], int]:
+        """Pages in the problem's ring; those whose tokens were in the last prefix are kept."""
+        episode, K = self.episodes[b], self.slots + 1
+        before = len(episode.tokens) // K
+        first, begin = 0, self._observation_slot()
+        for gone in range(before + 1) if episode.tokens else ():
+            rest = episode.tokens[gone * K :]
+            if tokens[: len(rest)] == rest:
+                first = (episode.first + gone) % self.ring
+                begin = min(before - gone + 1, transitions) * self.slots or begin
+                break
+        self.episodes[b] = Episode(tokens, first)
+        return [b * self.ring + (first + entry) % self.ring for entry in range(transitions + 1)], begin
+
+    def _observation_slot(self) -> int:
+        """The slot of a page from which the observation lies."""
+        return self.slots - self.staged.host["start"].shape[1]
+
+    def forget(self) -> None:
+        """Keep no pages for the next plan."""
+        self.episodes = [Episode([]) for _ in self.episodes]
+
+
+def _rows(B: int, R: int, H: int, K: int, plan: Plan, padded: int, device: torch.device) -> Rows:
+    return Rows(
+        tokens=_new((B, R, H * K), torch.int64, device),
+        rewards=_new((B, R, H), torch.float32, device),
+        returns=_new((B, R), torch.float32, device),
+        table=_new((B, R, plan.entries), torch.int32, device),
+        logits=_new((B, R, padded), torch.float32, device),
+        value=_new((B, R), torch.float32, device),
+        score=_new((B, R), torch.float32, device),
+    )
+
+
+def _new(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Fresh memory. Tests replace this function to fill it with NaN and canaries."""
+    return torch.empty(size, dtype=dtype, device=device)
