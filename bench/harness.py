@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +95,8 @@ def linear_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, fl
 
 def resident_mb() -> float:
     """Return the resident memory of this process in MB."""
+    import psutil  # type: ignore[import-untyped]  # what is measured on GPUs needs no more than PyTorch and Triton
+
     return int(psutil.Process().memory_info().rss) / MB
 
 

@@ -39,8 +39,10 @@ class NaiveEngine(EagerEngine):
     def __init__(self, model: TrajectoryTransformer, discretizer: Discretizer, config: PlanConfig) -> None:
         if config.context_kind != "window" or config.objective != "return" or config.percentile != "mean":
             raise ConfigError("the naive planner is the paper's: context_kind='window', objective='return', the mean")
-        self.model, self.discretizer, self.config = model, discretizer, config
-        self.edges = discretizer.edges.to(next(model.parameters()).dtype)
+        self.model, self.config = model, config
+        self.device = next(model.parameters()).device
+        self.discretizer = discretizer.to(self.device)
+        self.edges = self.discretizer.edges.to(next(model.parameters()).dtype)
         self.limit = window_limit(model.config, config)
         self.counters = Counters()
 
@@ -50,8 +52,9 @@ class NaiveEngine(EagerEngine):
             raise ConfigError("the naive planner plans one problem at a time, without goals")
         self.counters = Counters()
         self.key, self.prefix_length = keys[0], len(prefixes[0])
-        self.observation = self.discretizer.decode(prefixes[0][-self.model.config.observation_dim :])
-        self.tokens = prefixes[0].expand(self.config.beam_width, -1)
+        prefix = prefixes[0].to(self.device)
+        self.observation = self.discretizer.decode(prefix[-self.model.config.observation_dim :])
+        self.tokens = prefix.expand(self.config.beam_width, -1)
         self.rewards = self.edges.new_zeros(self.config.beam_width, 0)
 
     def expand(self, copies: int) -> Candidates:
@@ -110,7 +113,7 @@ class NaiveEngine(EagerEngine):
     def _noise(self) -> Tensor:
         token = torch.tensor(self.tokens.shape[1] - self.prefix_length)
         seed, plan = torch.tensor(self.key.seed), torch.tensor(self.key.plan)
-        return ops.philox_uniform(seed, plan, torch.arange(len(self.tokens)), token)
+        return ops.philox_uniform(seed, plan, torch.arange(len(self.tokens)), token).to(self.device)
 
     def _visible(self) -> int:
         return visible_tokens(self.tokens.shape[1], self.limit, self.model.config.transition_dim)
@@ -164,7 +167,9 @@ class NaiveTime:
     basis: str
 
 
-def time_naive(checkpoint: Checkpoint, config: PlanConfig, moments: Sequence[Moment], rounds: int) -> NaiveTime:
+def time_naive(
+    checkpoint: Checkpoint, config: PlanConfig, moments: Sequence[Moment], rounds: int, device: str = "cpu"
+) -> NaiveTime:
     """Time the first rounds of a plan at each moment, and extrapolate the median to the horizon by token-forwards.
 
     Args:
@@ -172,11 +177,12 @@ def time_naive(checkpoint: Checkpoint, config: PlanConfig, moments: Sequence[Mom
         config: the search; it is planned in a `window` context whatever its own is.
         moments: what to plan from, all with contexts of the same length; each is planned once.
         rounds: at most so many rounds are computed; at the horizon or above the whole plan is timed.
+        device: where PyTorch computes.
     """
     rounds = min(rounds, config.horizon)
     seconds = []
-    planner = naive_planner(checkpoint, dataclasses.replace(config, horizon=rounds))
-    naive_planner(checkpoint, dataclasses.replace(config, horizon=1, beam_width=1)).plan(*moments[0])  # starts threads
+    planner = naive_planner(checkpoint, dataclasses.replace(config, horizon=rounds), device)
+    naive_planner(checkpoint, dataclasses.replace(config, horizon=1, beam_width=1), device).plan(*moments[0])  # starts threads
     for step, moment in enumerate(moments):
         started = time.perf_counter()
         planner.plan(*moment, step=step)
@@ -194,9 +200,10 @@ def time_naive(checkpoint: Checkpoint, config: PlanConfig, moments: Sequence[Mom
     return NaiveTime(statistics.median(seconds) * whole / part, basis)
 
 
-def naive_planner(checkpoint: Checkpoint, config: PlanConfig) -> Planner:
+def naive_planner(checkpoint: Checkpoint, config: PlanConfig, device: str = "cpu") -> Planner:
     """Return a planner that computes naively; its plans call themselves the reference engine's."""
-    planner = Planner(checkpoint, dataclasses.replace(config, engine="reference", context_kind="window"))
+    config = dataclasses.replace(config, engine="reference", context_kind="window")
+    planner = Planner(checkpoint, config, device=device)
     planner.engine = NaiveEngine(planner.model, planner.discretizer, planner.config)
     return planner
 

@@ -1,6 +1,7 @@
-"""Whether the cpp engine plans the same tokens as the reference engine, plan after plan; near-ties are counted.
+"""Whether a fast engine plans the same tokens as the reference engine, plan after plan; near-ties are counted.
 
     python bench/token_equality.py --preset halfcheetah-medium --model halfcheetah --data mine.hdf5 --plans 1000
+    python bench/token_equality.py --engine triton --preset hopper --plans 1000
 
 Both engines search in step with the same seeds, contexts sliding through recorded episodes. Where they first part, the
 decision behind it is looked at: a token's probability against its rival's, a draw against the edge that it fell beside,
@@ -18,12 +19,12 @@ import sys
 from pathlib import Path
 
 import torch
-from plan_inputs import find_body, random_checkpoint, read_log, replay, synthetic_log
+from plan_inputs import Log, find_body, random_checkpoint, read_log, replay, synthetic_log
 from torch import Tensor
 
 from ttengine.checkpoint import Checkpoint, load
 from ttengine.config import PlanConfig, Sampling, plan_preset
-from ttengine.engines import CppEngine, NoiseKey, ReferenceEngine
+from ttengine.engines import ENGINES, Engine, NoiseKey, ReferenceEngine, default_device
 from ttengine.engines.reference import window_tokens
 from ttengine.kernels import reference as ops
 from ttengine.objectives import discounted_return
@@ -34,31 +35,33 @@ NEAR = 1e-4
 
 
 class Pair:
-    """Two engines that search in step."""
+    """A fast engine and the reference engine, on the same device, that search in step."""
 
-    def __init__(self, checkpoint: Checkpoint, config: PlanConfig) -> None:
-        self.planner = Planner(checkpoint, dataclasses.replace(config, engine="reference"))
+    def __init__(self, checkpoint: Checkpoint, config: PlanConfig, engine: str = "cpp") -> None:
+        device = default_device(dataclasses.replace(config, engine=engine))  # type: ignore[arg-type]
+        self.planner = Planner(checkpoint, dataclasses.replace(config, engine="reference"), device=device)
         self.config = self.planner.config
-        self.cpp = CppEngine(checkpoint.model, checkpoint.discretizer, self.config)
+        self.fast: Engine = ENGINES[engine](self.planner.model, self.planner.discretizer, self.config)
         assert isinstance(self.planner.engine, ReferenceEngine)
         self.reference = self.planner.engine
 
     def compare(self, prefix: Tensor, key: NoiseKey) -> float | None:
         """Return None for equal plans, else the margin of the decision at which they part."""
         score = discounted_return(self.config.discount)
-        for engine in (self.reference, self.cpp):
+        for engine in (self.reference, self.fast):
             engine.prefill([prefix], None, [key])
         while True:
-            ours, theirs = self.cpp.expand(self.config.expand), self.reference.expand(self.config.expand)
+            ours, theirs = (engine.expand(self.config.expand) for engine in (self.fast, self.reference))
             if not torch.equal(ours.tokens, theirs.tokens):
-                return self.token_margin(prefix, key, ours.tokens[0], theirs.tokens[0], ours.rounds)
+                return self.token_margin(prefix, key, ours.tokens[0].cpu(), theirs.tokens[0].cpu(), ours.rounds)
             width = 1 if ours.rounds == self.config.horizon else self.config.beam_width
-            kept, expected = (ops.select_beams(score(each), width)[1] for each in (ours, theirs))
+            pairs = (self.fast, score(ours)), (self.reference, score(theirs))
+            kept, expected = (engine.select_beams(scored, width)[1] for engine, scored in pairs)
             if not torch.equal(kept, expected):
                 return selection_margin(score(theirs)[0], kept[0], expected[0])
             if ours.rounds == self.config.horizon:
                 return None
-            for engine in (self.reference, self.cpp):
+            for engine in (self.reference, self.fast):
                 engine.select(kept)
                 engine.observe()
 
@@ -94,7 +97,8 @@ class Pair:
             limit = window_tokens(self.planner.model.config, self.config)
             tokens = tokens[max(0, -(-(len(tokens) - limit) // K)) * K :]
         with torch.inference_mode():
-            return (self.planner.model(tokens[None])[0, -1] / sampling.temperature).softmax(dim=-1)
+            logits = self.planner.model(tokens[None].to(self.reference.device))[0, -1].cpu()
+            return (logits / sampling.temperature).softmax(dim=-1)
 
 
 def decision_margin(probabilities: Tensor, sampling: Sampling, noise: float, ours: int, theirs: int) -> float:
@@ -127,6 +131,7 @@ def selection_margin(score: Tensor, kept: Tensor, expected: Tensor) -> float:
 def main() -> int:
     """Compare, print, write; exits with 1 after a mismatch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", default="cpp", choices=["cpp", "triton"])
     parser.add_argument("--preset", nargs="+", default=["halfcheetah-medium"])
     parser.add_argument("--context", nargs="+", default=["rolling", "window"], choices=["rolling", "window"])
     parser.add_argument("--plans", type=int, default=1000, help="of each preset and context (default 1000)")
@@ -145,13 +150,15 @@ def main() -> int:
             load(arguments.model) if arguments.model else random_checkpoint(body.observation_dim, body.action_dim)
         )
         config = dataclasses.replace(plan_preset(preset), context_kind=kind)
-        pair = Pair(checkpoint, config)
-        record = compare_plans(pair, arguments, body.action_dim)
+        pair = Pair(checkpoint, config, arguments.engine)
+        log = read_log(arguments.data) if arguments.data else synthetic_log(checkpoint.discretizer, body.action_dim)
+        record = compare_plans(pair, log, arguments.first, arguments.plans)
         record |= {
+            "engine": arguments.engine,
             "preset": preset,
             "context": kind,
             "weights": arguments.model or "random",
-            "isa": pair.cpp.isa,
+            "isa": getattr(pair.fast, "isa", None),
         }
         failed |= bool(record["mismatches"])
         records.append(record)
@@ -161,16 +168,15 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def compare_plans(pair: Pair, arguments: argparse.Namespace, action_dim: int) -> dict[str, object]:
+def compare_plans(pair: Pair, log: Log, first: int, plans: int) -> dict[str, object]:
     """Return how many plans were equal, near-ties and mismatches, and the margins at which they parted."""
     capacity = pair.planner.context_capacity
-    log = read_log(arguments.data) if arguments.data else synthetic_log(pair.planner.discretizer, action_dim)
     margins = []
     done = 0
     try:
         with torch.inference_mode():
             moments = enumerate(replay(log, capacity, capacity))
-            for step, (moment, _) in itertools.islice(moments, arguments.first, arguments.first + arguments.plans):
+            for step, (moment, _) in itertools.islice(moments, first, first + plans):
                 margin = pair.compare(pair.planner._prefix(moment.observation, moment.context), NoiseKey(0, step))
                 done += 1
                 if margin is not None:
@@ -180,7 +186,7 @@ def compare_plans(pair: Pair, arguments: argparse.Namespace, action_dim: int) ->
         print("interrupted", file=sys.stderr)
     near = [margin for margin in margins if margin < NEAR]
     return {
-        "first": arguments.first,
+        "first": first,
         "plans": done,
         "equal": done - len(margins),
         "near_ties": len(near),

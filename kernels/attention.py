@@ -12,7 +12,7 @@ from torch import Tensor
 ROWS = 16
 """Rows that one program of `paged_attention` attends for."""
 
-CHUNK = 16
+CHUNK = 8
 """Slots read at a time."""
 
 NEVER = tl.constexpr(-1e38)

@@ -148,7 +148,7 @@ def _compute(u, end, oldest, table, goal_table, window, prefix, length, planned,
     Returns the last tile's hidden rows, and where in it the last token is.
     """
     lane = tl.arange(0, SHAPE.rows)
-    hidden = tl.zeros((SHAPE.rows, SHAPE.width), SHAPE.dtype)
+    hidden = tl.full((SHAPE.rows, SHAPE.width), 0.0, SHAPE.dtype)
     last = 0
     while u < end:
         live = u + lane < end
@@ -232,6 +232,9 @@ def expand(model, pages, beams, candidates, problems, round, rows, first_page, S
     seed = tl.load(state + SEED)
     number = tl.load(state + NUMBER)
     transitions = tl.load(state + TRANSITIONS).to(tl.int32) + round
+    ACTION: tl.constexpr = PLAN.action_rule  # named here: Triton 3.6 takes no attribute as a constant
+    REWARD: tl.constexpr = PLAN.reward_rule
+    VALUE: tl.constexpr = PLAN.value_rule
     longest: tl.constexpr = PLAN.horizon * SHAPE.transition_dim
     first_token = round * SHAPE.transition_dim
     tokens = candidates.tokens + row * longest
@@ -247,14 +250,14 @@ def expand(model, pages, beams, candidates, problems, round, rows, first_page, S
     entry = lane * 0 + PLAN.entries - 1
     column = tl.arange(0, SHAPE.padded)[None, :]
     logits = tl.load(beams.logits + parent[:, None] * SHAPE.padded + column)
-    reward = tl.zeros((SHAPE.rows,), tl.float32)
+    reward = tl.full((SHAPE.rows,), 0.0, tl.float32)
     for step in tl.range(0, SHAPE.action_dim + 1, disable_licm=True):
         noise = uniform(seed, number, index, first_token + step + lane * 0)
         if step < SHAPE.action_dim:
-            token = draw(probabilities(logits, SHAPE.vocabulary, PLAN.action_rule), noise, SHAPE.vocabulary, PLAN.action_rule)
+            token = draw(probabilities(logits, SHAPE.vocabulary, ACTION), noise, SHAPE.vocabulary, ACTION)
         else:
-            p = probabilities(logits, SHAPE.vocabulary, PLAN.reward_rule)
-            token = draw(p, noise, SHAPE.vocabulary, PLAN.reward_rule)
+            p = probabilities(logits, SHAPE.vocabulary, REWARD)
+            token = draw(p, noise, SHAPE.vocabulary, REWARD)
             reward = _number(p, problems.reward_edges, SHAPE, PLAN)
         tl.store(tokens + first_token + step, token, mask=live)
         slot = lane * 0 + step
@@ -264,8 +267,8 @@ def expand(model, pages, beams, candidates, problems, round, rows, first_page, S
         _check(logits, live, first_token + step + 1 + lane * 0, problems, SHAPE)
     step = SHAPE.action_dim + 1
     noise = uniform(seed, number, index, first_token + step + lane * 0)
-    p = probabilities(logits, SHAPE.vocabulary, PLAN.value_rule)
-    tl.store(tokens + first_token + step, draw(p, noise, SHAPE.vocabulary, PLAN.value_rule), mask=live)
+    p = probabilities(logits, SHAPE.vocabulary, VALUE)
+    tl.store(tokens + first_token + step, draw(p, noise, SHAPE.vocabulary, VALUE), mask=live)
     value = _number(p, problems.value_edges, SHAPE, PLAN)
     discounts = problems.discounts + round
     returns = tl.load(beams.returns + parent, mask=live, other=0.0) + reward * tl.load(discounts)
@@ -295,6 +298,7 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
     seed = tl.load(state + SEED) + lane * 0
     number = tl.load(state + NUMBER) + lane * 0
     before = tl.load(state + TRANSITIONS).to(tl.int32)
+    OBSERVATION: tl.constexpr = PLAN.observation_rule
     planned_most: tl.constexpr = PLAN.horizon * SHAPE.transition_dim
     done_tokens = round * SHAPE.transition_dim + SHAPE.action_dim + 2
     tokens = beams.tokens + row * planned_most
@@ -342,16 +346,16 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
         hidden = forward(
             x, entry, slot, oldest + lane * 0, table + lane * 0, goal_table + lane * 0, live, model, pages, SHAPE, False
         )
-        logits = tl.zeros((SHAPE.rows, SHAPE.padded), tl.float32)
+        logits = tl.full((SHAPE.rows, SHAPE.padded), 0.0, tl.float32)
         count = tl.sum(live.to(tl.int32), 0)
         i = 0
         while i < count:  # each row has another head
             head = tl.where(done + i == 0, SHAPE.transition_dim - 1, done + i - 1)
             logits = tl.where((lane == i)[:, None], logits_after(hidden, head, model, SHAPE), logits)
             i += 1
-        p = probabilities(logits, SHAPE.vocabulary, PLAN.observation_rule)
+        p = probabilities(logits, SHAPE.vocabulary, OBSERVATION)
         noise = uniform(seed, number, lane * 0 + (row - b * PLAN.beam_width).to(tl.int32), done_tokens + at)
-        drawn = draw(p, noise, SHAPE.vocabulary, PLAN.observation_rule)
+        drawn = draw(p, noise, SHAPE.vocabulary, OBSERVATION)
         guessed = tl.load(fed + at + 1, mask=live & (at < SHAPE.observation_dim), other=0)
         wrong = live & (at < SHAPE.observation_dim) & (drawn != guessed)
         right = tl.min(tl.where(wrong, lane, count - 1), 0) + 1

@@ -265,7 +265,7 @@ def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE
     offset = tl.where(slot == SHAPE.slots, SHAPE.action_dim + 1, offset)
     limit = tl.where(slot == SHAPE.slots, SHAPE.action_dim, slot)
     low = slot * 0 + SHAPE.action_dim + 1
-    nothing = tl.zeros((SHAPE.rows,), tl.float32)
+    nothing = tl.full((SHAPE.rows,), 0.0, tl.float32)
     if IS_GOAL:
         own = tl.load(goal_table, mask=live, other=0).to(tl.int64)
     else:
@@ -292,7 +292,7 @@ def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE
             tl.store(keys + at, key.to(SHAPE.dtype), mask=has_slot)
             tl.store(values + at, value.to(SHAPE.dtype), mask=has_slot)
         tl.debug_barrier()  # neighbours in the tile, and later steps, read what was just written
-        added = tl.zeros((SHAPE.rows, D), tl.float32)
+        added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
         for head in tl.range(0, SHAPE.heads, disable_licm=True):
             query = product(normed, matrices + head * D * HEAD, D, HEAD, HEAD)
             query = (query + tl.load(vectors + 2 * D + head * HEAD + h_lane)[None, :]) * (1.0 / HEAD**0.5)
@@ -301,7 +301,7 @@ def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE
                 swapped = swap_pairs(query, SHAPE)
             head_keys = keys + head * SHAPE.slots * HEAD
             head_values = values + head * SHAPE.slots * HEAD
-            peak, total, mixed = nothing + NEVER, nothing, tl.zeros((SHAPE.rows, HEAD), tl.float32)
+            peak, total, mixed = nothing + NEVER, nothing, tl.full((SHAPE.rows, HEAD), 0.0, tl.float32)
             if SHAPE.goal:
                 goal_limit = slot * 0 + SHAPE.observation_dim - 1
                 if IS_GOAL:
@@ -319,7 +319,7 @@ def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE
             added += product(mixed, matrices + 3 * D * D + head * HEAD * D, HEAD, D, D)
         x += added + tl.load(vectors + 5 * D + tl.arange(0, D))[None, :]
         normed = layer_norm(x, vectors + 6 * D, SHAPE).to(SHAPE.dtype)
-        added = tl.zeros((SHAPE.rows, D), tl.float32)
+        added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
         for chunk in tl.range(0, 4 * D // CHUNK, disable_licm=True):
             hidden = product(normed, matrices + 4 * D * D + chunk * CHUNK * D, D, CHUNK, CHUNK)
             bias = tl.load(vectors + 8 * D + chunk * CHUNK + tl.arange(0, CHUNK))

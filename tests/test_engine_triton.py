@@ -19,7 +19,6 @@ from ttengine.errors import ConfigError, EngineError, NonFiniteError
 from ttengine.planner import Plan, Planner
 
 pytest.importorskip("triton")
-__all__ = ["poison", "shuffled"]
 
 FAST = PlanConfig(horizon=3, beam_width=3)
 SHAPE: dict[str, Any] = {"layers": 2, "heads": 2, "width": 32, "context": 2}

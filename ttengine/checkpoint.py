@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from ttengine.config import DataConfig, ModelConfig, from_dict, to_dict
@@ -129,6 +127,8 @@ def _read(path: Path) -> Checkpoint:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, about: Mapping[str, Any]) -> None:
     """Write tensors and JSON to one safetensors file: to a neighbour first, then renamed over `path`."""
+    from safetensors.torch import save
+
     content = save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         metadata={"format": kind, "about": json.dumps(about)},
@@ -151,6 +151,8 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     Raises:
         CheckpointError: the file is missing, truncated, or of another kind.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise CheckpointError(f"no model file at {path}")
     try:

@@ -6,6 +6,7 @@ two kinds of context mean.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from ttengine.context import Context
 from ttengine.engines import Candidates, Counters, Engine, NoiseKey, default_device, make_engine
 from ttengine.errors import ConfigError, NonFiniteError, ShapeError
 from ttengine.kernels.reference import select_beams
+from ttengine.model import TrajectoryTransformer
 from ttengine.objectives import Objective, check_score, discounted_return
 
 FloatArray = npt.NDArray[np.float32]
@@ -156,7 +158,7 @@ class Planner:
         if objective is not None and self.config.objective != "return":
             raise ConfigError("an objective scores rounds; it goes with objective='return', not 'likelihood'")
         self.objective = objective or discounted_return(self.config.discount)
-        self.model = self.checkpoint.model.to(device or default_device(self.config)).eval()
+        self.model = _on_device(self.checkpoint.model, torch.device(device or default_device(self.config)))
         self.engine: Engine
         self.engine_name, self.engine = make_engine(self.model, self.discretizer, self.config)
         self._finish_s = 0.0  # how long reading a plan off the beams took, at most, lately
@@ -325,6 +327,13 @@ def _fit_to_model(config: PlanConfig, checkpoint: Checkpoint) -> PlanConfig:
             "leave context out, or use context_kind='window'"
         )
     return dataclasses.replace(config, context_kind=kind)
+
+
+def _on_device(model: TrajectoryTransformer, device: torch.device) -> TrajectoryTransformer:
+    """The model, or a copy of it: the checkpoint's own stays where other planners have it."""
+    there = next(model.parameters()).device
+    same = there.type == device.type and device.index in (None, there.index)
+    return (model if same else copy.deepcopy(model).to(device)).eval()
 
 
 def _per_problem(given: Any, problems: int, name: str) -> list[Any]:

@@ -224,7 +224,7 @@ class TritonEngine:
 
     def _launch(self, kernel: Any, programs: int, *arguments: Any) -> None:
         kernel[(programs,)](
-            self._packed, self._memory.pages, *arguments, self.shape, self.plan, num_warps=WARPS, num_stages=1
+            self._packed, self._memory.pages, *arguments, self.shape, self.plan, num_warps=WARPS, num_stages=1, enable_fp_fusion=True,
         )
 
     def _wait(self) -> None:
@@ -300,7 +300,7 @@ def _check_machine(device: torch.device) -> None:
 def _check_sizes(model: ModelConfig, config: PlanConfig) -> None:
     """Raise for a model or a search that the kernels do not take."""
     head = model.width // model.heads
-    for name, size, least, most in (("width", model.width, 32, 512), ("head width", head, 16, 128)):
+    for name, size, least, most in (("width", model.width, 16, 512), ("head width", head, 16, 128)):
         if size & (size - 1) or not least <= size <= most:
             raise ConfigError(
                 f"engine='triton' takes models whose {name} is a power of two from {least} to {most}, this one's is "

@@ -1,0 +1,171 @@
+"""What the Triton kernels take of a GPU, compiled ahead of time, without one: a regression check of their speed.
+
+    python bench/compiled_resources.py             compile, print the table, compare with the committed one
+    python bench/compiled_resources.py --update    write bench/results/triton/resources.json anew
+
+Registers and stack (spilled registers) of a thread, shared memory of a program and its matrix instructions, for sm_80,
+sm_90, sm_100 and gfx942, at the size of the paper's hopper model. Exits with 1 if a kernel takes more than the committed
+table says, or has other matrix instructions; with another version of Triton than the table's that is only printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # kernels are to be compiled here
+
+import triton
+import triton.language as tl
+from rich.console import Console
+from rich.table import Table
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ttengine.kernels import attention, sampling, segments, select
+from ttengine.kernels.sampling import Rule
+from ttengine.kernels.segments import Plan, Problems, Rows
+from ttengine.kernels.transformer import Model, Shape
+
+COMMITTED = Path(__file__).parent / "results" / "triton" / "resources.json"
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+ACTION, TOP = Rule(cdf=0.6), Rule(k=1)
+WARPS = 8
+"""As the engine launches them (`ttengine.engines.triton.WARPS`)."""
+
+
+def shape_of(dtype: str, window: bool = False) -> Shape:
+    """The paper's model for hopper, rotary or, for a window, absolute."""
+    positions = {"places": 159} if window else {"rotary": True, "sight": 5, "places": 16}
+    return Shape(11, 3, 100, 4, 4, 128, dtype={"bf16": tl.bfloat16, "fp32": tl.float32}[dtype], **positions)
+
+
+def plan_of(window: bool = False) -> Plan:
+    """The paper's search for hopper."""
+    return Plan(15, 128, 2, window, 6 if window else 7, ACTION, TOP, TOP, TOP)
+
+
+ROWS = Rows("*i64", "*fp32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32")
+PROBLEMS = Problems("*i64", "*i64", "*i64", "*i64", "*i64", "*fp32", "*fp32", "*fp32", "*i64", "*i64")
+
+
+def segment(name: str, dtype: str, window: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A kernel of `segments`, the types of its arguments and its constants."""
+    number = {"bf16": "*bf16", "fp32": "*fp32"}[dtype]
+    types: dict[str, Any] = {"model": Model(number, "*fp32", number, "*fp32"), "pages": number, "beams": ROWS}
+    types |= {"candidates": ROWS, "problems": PROBLEMS, "kept": "*i64", "score": "*fp32", "out": "*i32"}
+    types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "most_entries"), "i32")
+    constants = {"SHAPE": shape_of(dtype, window), "PLAN": plan_of(window)}
+    kernel = getattr(segments, name)
+    signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
+    return kernel, signature, constants
+
+
+def other(name: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """A kernel beside the segments, for float32."""
+    if name == "select_beams":
+        types = dict.fromkeys(("score", "kept_score"), "*fp32") | {"kept": "*i64", "fault": "*i64"}
+        types |= dict.fromkeys(("fault_code", "count", "width"), "i32")
+        return select._select_beams, types | {"BLOCK": "constexpr"}, {"BLOCK": select.BLOCK}
+    if name == "sample_topk":
+        types = {"logits": "*fp32", "noise": "*fp32", "tokens": "*i64", "rows": "i32", "stride": "i32"}
+        constants = {"VOCAB": 101, "PADDED": 128, "RULE": ACTION, "ROWS": sampling.ROWS}
+        return sampling._sample_topk, types | dict.fromkeys(constants, "constexpr"), constants
+    types = dict.fromkeys(("query", "keys", "values", "out"), "*bf16") | {"table": "*i32", "lengths": "*i32"}
+    types |= {"rows": "i32", "entries": "i32", "scale": "fp32"}
+    constants = {"SLOTS": 15, "HEADS": 4, "HEAD": 32, "ROWS": attention.ROWS, "CHUNK": attention.CHUNK}
+    return attention._paged_attention, types | dict.fromkeys(constants, "constexpr"), constants
+
+
+CASES: dict[str, tuple[str, ...]] = {
+    **{f"{name} bf16": tuple(TARGETS) for name in ("prefill", "expand", "observe")},
+    **{f"{name} fp32": ("sm_90",) for name in ("prefill", "expand", "observe")},
+    "observe window bf16": ("sm_90",),
+    "take fp32": ("sm_90",),
+    **dict.fromkeys(("select_beams", "sample_topk", "paged_attention"), ("sm_90",)),
+}
+"""Kernel, variant -> targets."""
+
+
+def compile_case(case: str, target: str) -> dict[str, int]:
+    """Return registers, stack, shared memory and matrix instructions."""
+    words = case.split()
+    kernel, signature, constants = (
+        segment(words[0], words[-1], "window" in words) if len(words) > 1 else other(words[0])
+    )
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    warps = WARPS if words[0] in ("prefill", "expand", "observe") else 4
+    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    if target.startswith("gfx"):
+        text = compiled.asm["amdgcn"]
+        number = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)$", text, re.M)}
+        registers, stack = number["vgpr_count"], number["private_segment_fixed_size"]
+        matrix = len(re.findall(r"\bv_mfma", text))
+    else:
+        registers, stack = resource_usage(compiled.asm["cubin"])
+        matrix = len(re.findall(r"\bmma\.sync|\bwgmma\.mma|\btcgen05\.mma", compiled.asm["ptx"]))
+    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared, "matrix_instructions": matrix}
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack of the kernel in a cubin."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2])
+
+
+def main() -> int:
+    """Compile, print, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--update", action="store_true", help="write the committed table anew")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    committed = json.loads(COMMITTED.read_text()) if COMMITTED.is_file() else {"triton": None, "kernels": {}}
+    jobs = [(case, target) for case, targets in CASES.items() for target in targets]
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        found = dict(zip((" ".join(job) for job in jobs), pool.map(compile_case, *zip(*jobs, strict=True)), strict=True))
+    table = Table("kernel", "registers", "stack, bytes", "shared, bytes", "matrix instructions", "committed")
+    worse = []
+    for name, usage in found.items():
+        limit = committed["kernels"].get(name)
+        fine = limit is not None and (
+            all(usage[key] <= limit[key] for key in ("registers", "stack", "shared"))
+            and usage["matrix_instructions"] == limit["matrix_instructions"]
+        )
+        if not fine:
+            worse.append(name)
+        table.add_row(name, *map(str, usage.values()), "as said" if fine else f"[red]{limit}")
+    Console().print(table)
+    if arguments.update:
+        COMMITTED.parent.mkdir(parents=True, exist_ok=True)
+        COMMITTED.write_text(json.dumps({"triton": triton.__version__, "kernels": found}, indent=1) + "\n")
+        return 0
+    if committed["triton"] != triton.__version__:
+        print(f"the committed table is of Triton {committed['triton']}, this is {triton.__version__}: not compared")
+        return 0
+    if worse:
+        print(f"other than committed in {COMMITTED.name}: {', '.join(worse)}", file=sys.stderr)
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
