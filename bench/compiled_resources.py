@@ -4,8 +4,9 @@
     python bench/compiled_resources.py --update    write bench/results/triton/resources.json anew
 
 Registers and stack (spilled registers) of a thread, shared memory of a program and its matrix instructions, for sm_80,
-sm_90, sm_100 and gfx942, at the size of the paper's hopper model. Exits with 1 if a kernel takes more than the committed
-table says, or has other matrix instructions; with another version of Triton than the table's that is only printed.
+sm_90, sm_100 and gfx942, at the size of the paper's hopper model. Exits with 1 if a kernel takes more than the
+committed table says, or has other matrix instructions; with another version of Triton than the table's that is only
+printed.
 """
 
 from __future__ import annotations
@@ -142,7 +143,9 @@ def main() -> int:
     committed = json.loads(COMMITTED.read_text()) if COMMITTED.is_file() else {"triton": None, "kernels": {}}
     jobs = [(case, target) for case, targets in CASES.items() for target in targets]
     with ProcessPoolExecutor(arguments.processes) as pool:
-        found = dict(zip((" ".join(job) for job in jobs), pool.map(compile_case, *zip(*jobs, strict=True)), strict=True))
+        found = dict(
+            zip((" ".join(job) for job in jobs), pool.map(compile_case, *zip(*jobs, strict=True)), strict=True)
+        )
     table = Table("kernel", "registers", "stack, bytes", "shared, bytes", "matrix instructions", "committed")
     worse = []
     for name, usage in found.items():

@@ -3,11 +3,11 @@
     python bench/gpu_suite.py --json bench/results/triton/NAME.json        under 9 minutes
     python bench/gpu_suite.py --quick                                      a minute: correctness and one preset
 
-Needs PyTorch, Triton and NumPy; ttengine may be installed, or is taken from beside this file. First the kernels and whole
-plans are held to the float32 reference on the same GPU; a mismatch ends the run with 1 before anything is timed. Then
-each preset is planned by the triton engine (float32, bfloat16), by PyTorch with a static cache, eager and compiled, and
-by the naive planner. Every number says how many plans it is of. Stages that would pass the time limit are left out, and
-named.
+Needs PyTorch, Triton and NumPy; ttengine may be installed, or is taken from beside this file. First the kernels and
+whole plans are held to the float32 reference on the same GPU; a mismatch ends the run with 1 before anything is timed.
+Then each preset is planned by the triton engine (float32, bfloat16), by PyTorch with a static cache, eager and
+compiled, and by the naive planner. Every number says how many plans it is of. Stages that would pass the time limit are
+left out, and named.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from torch_engine import torch_planner
 
 from ttengine.checkpoint import Checkpoint, load
 from ttengine.config import WINDOW_CONTEXT, ModelConfig, PlanConfig, plan_preset
+from ttengine.context import Context
 from ttengine.errors import TTEngineError
 from ttengine.kernels import reference
 from ttengine.planner import Planner
@@ -116,7 +117,9 @@ def machine() -> dict[str, Any]:
         smi = shutil.which("nvidia-smi")
         if smi:
             query = [smi, "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
-            facts["driver_and_clock"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+            facts["driver_and_clock"] = subprocess.run(
+                query, capture_output=True, text=True, check=False
+            ).stdout.strip()
     return facts
 
 
@@ -133,11 +136,14 @@ def check_kernels() -> dict[str, Any]:
 
     generator = torch.Generator().manual_seed(0)
     logits, noise = torch.randn(2000, 101, generator=generator) * 2, torch.rand(2000, generator=generator)
-    other = {
-        str(rule): int((sample_topk(*on_device(logits, noise), **rule).cpu() != reference.sample_topk(logits, noise, **rule)).sum())
-        for rule in ({"cdf": 0.6}, {"k": 1}, {"k": 40}, {"cdf": 0.5, "k": 5})
-    }  # fmt: skip
-    query, (keys, values) = torch.randn(300, 4, 32, generator=generator), torch.randn(2, 64, 4, 15, 32, generator=generator)
+    other = {}
+    for rule in ({"cdf": 0.6}, {"k": 1}, {"k": 40}, {"cdf": 0.5, "k": 5}):
+        found = sample_topk(*on_device(logits, noise), **rule).cpu()
+        other[str(rule)] = int((found != reference.sample_topk(logits, noise, **rule)).sum())
+    query, (keys, values) = (
+        torch.randn(300, 4, 32, generator=generator),
+        torch.randn(2, 64, 4, 15, 32, generator=generator),
+    )
     table = torch.randint(0, 64, (300, 7), generator=generator).int()
     lengths = torch.randint(0, 7 * 15 + 1, (300,), generator=generator).int()
     found = paged_attention(*on_device(query, keys, values, table, lengths)).cpu()
@@ -216,21 +222,17 @@ def moments_of(checkpoint: Checkpoint, count: int) -> list[Moment]:
     return [moment for moment, _ in itertools.islice(replay(log, max(capacity, WINDOW_CONTEXT), capacity), count)]
 
 
+def cropped(context: Context, capacity: int) -> Context:
+    """The last `capacity` transitions of a context."""
+    return Context(context.observations, context.actions, context.rewards, capacity)
+
+
 def timed(planner: Planner, moments: Sequence[Moment], plans: int) -> dict[str, Any]:
     """Latency of plans along an episode, from NumPy observation to NumPy action."""
     model = planner.model.config
     seconds = []
     for step, moment in enumerate(itertools.islice(itertools.cycle(moments), plans + WARM_UP)):
-        context = moment.context
-        if len(context) > planner.context_capacity:
-            keep = slice(-planner.context_capacity, None)
-            context = dataclasses.replace(
-                context,
-                observations=context.observations[keep],
-                actions=context.actions[keep],
-                rewards=context.rewards[keep],
-                capacity=planner.context_capacity,
-            )
+        context = cropped(moment.context, planner.context_capacity)
         began = time.perf_counter()
         action = planner.plan(moment.observation, context, step=step).action
         seconds.append(time.perf_counter() - began)
@@ -253,16 +255,16 @@ def latency(suite: Suite, preset: str, plans: int, slow_plans: int) -> dict[str,
         planner = Planner(checkpoint, config)
         name = f"triton {precision} {context}{'' if draft else ', no drafts'}"
         rows[name] = timed(planner, moments, plans)
-        rows[name]["launches"] = 3 * config.horizon + 1  # prefill; expand, rank, observe a round; take for the last observe
+        rows[name]["launches"] = (
+            3 * config.horizon + 1
+        )  # prefill; expand, rank, observe a round; take for the last observe
     rolling = dataclasses.replace(base, engine="reference", context_kind="rolling")
     rows["PyTorch eager rolling"] = timed(torch_planner(checkpoint, rolling, device=device), moments, slow_plans)
     if device == "cuda":
         compiled = torch_planner(checkpoint, rolling, device=device, compiled=True)
         rows["PyTorch compiled rolling"] = timed(compiled, moments, slow_plans)
-    lead = WINDOW_CONTEXT
-    short = [dataclasses.replace(m.context, observations=m.context.observations[-lead:], actions=m.context.actions[-lead:],
-             rewards=m.context.rewards[-lead:], capacity=lead) for m in moments[:1]]  # fmt: skip
-    naive = time_naive(checkpoint, base, [Moment(moments[0].observation, short[0])], 1, device)
+    first = Moment(moments[0].observation, cropped(moments[0].context, WINDOW_CONTEXT))
+    naive = time_naive(checkpoint, base, [first], 1, device)
     rows["naive"] = {"p50_ms": round(1e3 * naive.seconds, 2), "basis": naive.basis}
     p50, p99 = TARGETS_MS[preset]
     for name, row in rows.items():
@@ -324,7 +326,11 @@ def limits(report: dict[str, Any]) -> dict[str, Any]:
         weights = 2 * (model.layers * 12 * model.width**2 + model.width * 128)
         bound_us = 1e6 * weights / one
         step_us = 1e3 * rows["triton bf16 rolling, no drafts"]["p50_ms"] / steps
-        result[preset] = {"step_us": round(step_us, 2), "bound_us": round(bound_us, 2), "share": round(bound_us / step_us, 3)}
+        result[preset] = {
+            "step_us": round(step_us, 2),
+            "bound_us": round(bound_us, 2),
+            "share": round(bound_us / step_us, 3),
+        }
     return result
 
 
@@ -333,9 +339,11 @@ def print_table(report: dict[str, Any]) -> None:
     print(f"\n{'preset':20}{'engine':34}{'p50 ms':>10}{'p99 ms':>10}{'x naive':>9}{'x eager':>9}{'plans':>7}  target")
     for preset in PRESETS:
         for name, row in report.get(f"latency {preset}", {}).get("rows", {}).items():
-            numbers = [row.get(key, "") for key in ("p50_ms", "p99_ms", "x_naive", "x_eager", "plans")]
+            p50, p99, naive, eager, plans = (
+                row.get(key, "") for key in ("p50_ms", "p99_ms", "x_naive", "x_eager", "plans")
+            )
             met = {None: "", True: "met", False: "missed"}[row.get("meets_target")]
-            print(f"{preset:20}{name:34}{numbers[0]:>10}{numbers[1]:>10}{numbers[2]:>9}{numbers[3]:>9}{numbers[4]:>7}  {met}")
+            print(f"{preset:20}{name:34}{p50:>10}{p99:>10}{naive:>9}{eager:>9}{plans:>7}  {met}")
 
 
 def main() -> int:
@@ -351,7 +359,9 @@ def main() -> int:
     parser.add_argument("--tiny-plans", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("this suite measures a GPU, and PyTorch sees none here; tests run the kernels interpreted", file=sys.stderr)
+        print(
+            "this suite measures a GPU, and PyTorch sees none here; tests run the kernels interpreted", file=sys.stderr
+        )
         return 2
     if arguments.tiny_plans:
         tiny_plans()
@@ -360,7 +370,9 @@ def main() -> int:
     presets = arguments.presets[:1] if arguments.quick else arguments.presets
     suite.stage("kernels", 0, check_kernels)
     for preset, context in itertools.product(presets, ("rolling", "window")):
-        suite.stage(f"plans {preset} {context}", 30, lambda p=preset, c=context: check_plans(suite, p, c, arguments.checks))
+        suite.stage(
+            f"plans {preset} {context}", 30, lambda p=preset, c=context: check_plans(suite, p, c, arguments.checks)
+        )
     suite.stage("paths", 20, lambda: check_paths(suite, presets[0]))
     checks = [stage for name, stage in suite.report.items() if name.split()[0] in ("kernels", "plans", "paths")]
     passed = all(not c.get("error") and c.get("ok", True) and not c.get("mismatches", 0) for c in checks)

@@ -45,7 +45,7 @@ from ttengine.config import WINDOW_CONTEXT
 from ttengine.engines import ENGINES
 from ttengine.errors import TTEngineError
 
-FAST = ("cpp",)
+FAST = ("cpp", "triton")
 """Engines that plan often enough for percentiles; the others are timed on --slow-plans."""
 
 MEMORY_PLANS = 50

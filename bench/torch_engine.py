@@ -1,8 +1,8 @@
 """What careful PyTorch does for a plan: a static key/value cache, one token of all rows at a time; eager or compiled.
 
 The yardstick beside the triton engine on the same GPU: every shape is fixed, nothing is copied to the host between
-tokens, and `compiled=True` runs each token step through `torch.compile(mode="reduce-overhead")`, that is as CUDA graphs.
-It plans one problem with a rolling context and no goal; keys hold their positions within the plan.
+tokens, and `compiled=True` runs each token step through `torch.compile(mode="reduce-overhead")`, as CUDA graphs. It
+plans one problem with a rolling context and no goal; keys hold their positions within the plan.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ class TorchEngine(EagerEngine):
         return torch.einsum("rd,vd->rv", model.final_norm(x), model.head.weight[column])
 
 
-def torch_planner(checkpoint: Checkpoint, config: PlanConfig, *, device: str = "cpu", compiled: bool = False) -> Planner:
+def torch_planner(
+    checkpoint: Checkpoint, config: PlanConfig, *, device: str = "cpu", compiled: bool = False
+) -> Planner:
     """Return a planner that computes by `TorchEngine`; its plans call themselves the reference engine's."""
     planner = Planner(checkpoint, config, device=device)
     planner.engine = TorchEngine(planner.model, planner.discretizer, planner.config, compiled=compiled)

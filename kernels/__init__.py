@@ -20,4 +20,6 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
-        raise ImportError(f"{name} is a Triton kernel, and Triton is not here: pip install 'ttengine[triton]'") from error
+        raise ImportError(
+            f"{name} is a Triton kernel, and Triton is not here: pip install 'ttengine[triton]'"
+        ) from error

@@ -28,8 +28,8 @@ def turn(x, swapped, turns, distance, HEAD: tl.constexpr):
 
 
 @triton.jit
-def attend(query, swapped, peak, total, mixed, keys, values, stride, table, live, first, low, entry, limit, offset, turns,
-           SLOTS: tl.constexpr, HEAD: tl.constexpr, CHUNK: tl.constexpr, TURN: tl.constexpr):  # fmt: skip
+def attend(query, swapped, peak, total, mixed, keys, values, stride, table, live, first, low, entry, limit, offset,
+           turns, SLOTS: tl.constexpr, HEAD: tl.constexpr, CHUNK: tl.constexpr, TURN: tl.constexpr):  # fmt: skip
     """Go on with a softmax over the pages of each row, one head.
 
     A row sees its pages `first` to `entry`: the first from slot `low` on, the last up to slot `limit`. What a row does

@@ -1,7 +1,7 @@
 """Drawing tokens in Triton: counter-based noise, the cdf and top-k filters, inversion, and the number of a token.
 
-What each means is said by its namesake in `reference.py`. A row is one program's business alone, so that nothing depends
-on how rows are batched.
+What each means is said by its namesake in `reference.py`. A row is one program's business alone, so that nothing
+depends on how rows are batched.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROWS = 16
 
 @dataclass(frozen=True)
 class Rule:
-    """How the tokens of one segment are drawn; a kernel is compiled for it. Means what `ttengine.config.Sampling` says."""
+    """How the tokens of one segment are drawn, as `ttengine.config.Sampling` says; a kernel is compiled for it."""
 
     k: int | None = None
     cdf: float | None = None
@@ -34,7 +34,9 @@ class Rule:
 @triton.jit
 def uniform(seed, plan, row, token):
     """float32 noise in [0, 1), of the arguments' shape. seed int64, the others int32 or int64."""
-    word, _, _, _ = tl.philox(seed, token.to(tl.uint32), row.to(tl.uint32), plan.to(tl.uint32), (token * 0).to(tl.uint32))
+    word, _, _, _ = tl.philox(
+        seed, token.to(tl.uint32), row.to(tl.uint32), plan.to(tl.uint32), (token * 0).to(tl.uint32)
+    )
     return (word >> 8).to(tl.float32) * 5.9604644775390625e-08
 
 
@@ -94,7 +96,7 @@ def draw(p, noise, VOCAB: tl.constexpr, RULE: tl.constexpr):
         weights = p
         if RULE.cdf is not None:
             weights = cdf_filter(weights, VOCAB, RULE.cdf)
-        if RULE.k is not None:
+        if RULE.k is not None:  # noqa: SIM102 - not one condition: both sides of `and` would be compiled
             if RULE.k < VOCAB:
                 weights = top_k_filter(weights, VOCAB, RULE.k)
         cumulative = tl.cumsum(weights, 1)

@@ -1,7 +1,7 @@
 """The segments of a search, one Triton kernel each: prefill, expand, observe; and taking candidates off the device.
 
-Between two selections rows do not need each other, so a program carries its rows through a whole segment: all tokens, all
-layers, draws included. `expand` has a tile of candidates in a program, one token of each at a time. `prefill` and
+Between two selections rows do not need each other, so a program carries its rows through a whole segment: all tokens,
+all layers, draws included. `expand` has a tile of candidates in a program, one token of each at a time. `prefill` and
 `observe` have one sequence in a program and a tile of its tokens at a time.
 """
 
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .sampling import Rule, draw, expectation, percentile, probabilities, uniform
-from .transformer import Shape, embed, embed_goal, forward, logits_after
+from .transformer import embed, embed_goal, forward, logits_after
 
 COPY = tl.constexpr(64)
 """Numbers copied at a time."""
@@ -93,8 +93,8 @@ NO_FAULT = tl.constexpr(1 << 30)
 
 FIELDS = tl.constexpr(5)
 TRANSITIONS, SEED, NUMBER, ENTRIES, BEGIN = (tl.constexpr(i) for i in range(5))
-"""Of a problem's state: transitions in the prefix, noise seed, the plan's number under it, pages of the prefix, and where
-to begin computing: an entry of the prefix's list of pages times slots, plus a slot."""
+"""Of a problem's state: transitions in the prefix, noise seed, the plan's number under it, pages of the prefix, and
+where to begin computing: an entry of the prefix's list of pages times slots, plus a slot."""
 
 
 @triton.jit
@@ -185,8 +185,9 @@ def prefill(model, pages, beams, problems, longest, most_entries, SHAPE: tl.cons
             live = index < SHAPE.observation_dim
             token = tl.load(problems.goals + b * SHAPE.observation_dim + index, mask=live, other=0).to(tl.int32)
             x = embed_goal(token, index, live, model, SHAPE)
-            none = problems.table + lane * 0
-            forward(x, lane * 0, tl.where(live, index, 0), lane * 0, none, goal_table + lane * 0, live, model, pages, SHAPE, True)  # fmt: skip
+            zero = lane * 0
+            slot = tl.where(live, index, 0)
+            forward(x, zero, slot, zero, problems.table + zero, goal_table + zero, live, model, pages, SHAPE, True)
             start += SHAPE.rows
             tl.debug_barrier()
     prefix = problems.prefix + b * longest
@@ -282,10 +283,10 @@ def expand(model, pages, beams, candidates, problems, round, rows, first_page, S
 def observe(model, pages, beams, candidates, problems, kept, round, longest, SHAPE: tl.constexpr, PLAN: tl.constexpr):
     """Make one kept candidate a beam, and decode its next observation. Grid [B * W].
 
-    With `PLAN.window` its window is cropped and computed anew first, onto pages of its own. The tile's rows are the next
-    16 tokens as far as they can be guessed: those of the observation before. A guess that the model itself would have
-    drawn is kept, with all it computed; the first that it would not is replaced by what it drew, and is the next tile's
-    first row. So the tokens are those of decoding one by one, to the bit.
+    With `PLAN.window` its window is cropped and computed anew first, onto pages of its own. The tile's rows are the
+    next 16 tokens as far as they can be guessed: those of the observation before. A guess that the model itself would
+    have drawn is kept, with all it computed; the first that it would not is replaced by what it drew, and is the next
+    tile's first row. So the tokens are those of decoding one by one, to the bit.
 
     kept: [B, W] int64, which candidate each beam continues.
     """
@@ -303,8 +304,10 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
     done_tokens = round * SHAPE.transition_dim + SHAPE.action_dim + 2
     tokens = beams.tokens + row * planned_most
     table = beams.table + row * PLAN.entries
-    _copy(candidates.tokens + source * planned_most + lane * 0, tokens + lane * 0, done_tokens, alone)
-    _copy(candidates.rewards + source * PLAN.horizon + lane * 0, beams.rewards + row * PLAN.horizon + lane * 0, round + 1, alone)  # fmt: skip
+    zero = lane * 0
+    _copy(candidates.tokens + source * planned_most + zero, tokens + zero, done_tokens, alone)
+    rewards = beams.rewards + row * PLAN.horizon
+    _copy(candidates.rewards + source * PLAN.horizon + zero, rewards + zero, round + 1, alone)
     tl.store(beams.returns + row, tl.load(candidates.returns + source))
     prefix = problems.prefix + b * longest
     length = before * SHAPE.transition_dim + SHAPE.observation_dim
@@ -313,12 +316,11 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
     if PLAN.window:
         transitions = tl.minimum(transitions, PLAN.entries - 2)
         oldest = PLAN.entries - 1 - transitions
+        begin = oldest * SHAPE.slots + SHAPE.action_dim + 1
+        end = (PLAN.entries - 1) * SHAPE.slots + SHAPE.action_dim + 1
+        window = (before + round + 1 - transitions) * SHAPE.transition_dim
         tl.debug_barrier()
-        _compute(
-            oldest * SHAPE.slots + SHAPE.action_dim + 1, (PLAN.entries - 1) * SHAPE.slots + SHAPE.action_dim + 1, oldest,
-            table, goal_table, (before + round + 1 - transitions) * SHAPE.transition_dim, prefix, length, tokens, model,
-            pages, SHAPE,
-        )  # fmt: skip
+        _compute(begin, end, oldest, table, goal_table, window, prefix, length, tokens, model, pages, SHAPE)
     else:
         oldest = tl.maximum(PLAN.entries - 1 - transitions, 0)
         _copy(candidates.table + source * PLAN.entries + lane * 0, table + lane * 0, PLAN.entries, alone)

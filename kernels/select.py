@@ -65,7 +65,9 @@ def select_beams_into(score: Tensor, width: int, fault: Tensor, code: int) -> tu
     """Like `select_beams`; if a score is NaN or infinite, fault[0] (int64) is lowered to `code`."""
     problems, count = score.shape
     if score.dtype != torch.float32 or count > MOST:
-        raise ValueError(f"score is {score.dtype} [{problems}, {count}]; this kernel ranks float32, at most {MOST} a row")
+        raise ValueError(
+            f"score is {score.dtype} [{problems}, {count}]; this kernel ranks float32, at most {MOST} a row"
+        )
     width = min(width, count)
     kept_score = torch.empty(problems, width, dtype=torch.float32, device=score.device)
     kept = torch.empty(problems, width, dtype=torch.int64, device=score.device)

@@ -1,16 +1,15 @@
 """A tile of tokens through all layers of the Transformer, inside one Triton program.
 
-The rows of a tile are tokens: one each of several sequences, or several neighbours of one sequence. A row says where its
-token stands by an *entry* of its list of pages and a *slot* of that page; everything else follows. All rows of a tile
-write their keys and values before any row reads, so neighbours of one sequence see each other.
+The rows of a tile are tokens: one each of several sequences, or several neighbours of one sequence. A row says where
+its token stands by an *entry* of its list of pages and a *slot* of that page; everything else follows. All rows of a
+tile write their keys and values before any row reads, so neighbours of one sequence see each other.
 
-A page is one round: slots [action tokens, reward | next observation]. The value token, which no token attends to, has no
-slot; its place is written as slot `Shape.slots`. `ttengine.model` says what is computed.
+A page is one round: slots [action tokens, reward | next observation]. The value token, which no token attends to, has
+no slot; its place is written as slot `Shape.slots`. `ttengine.model` says what is computed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -308,12 +307,13 @@ def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE
                     goal_limit = slot
                 peak, total, mixed = attend(
                     query, query, peak, total, mixed, head_keys, head_values, SHAPE.page_size, goal_table,
-                    live, slot * 0, slot * 0, slot * 0, goal_limit, offset, model.turns, SHAPE.slots, HEAD, SHAPE.chunk, 0,
+                    live, slot * 0, slot * 0, slot * 0, goal_limit, offset, model.turns, SHAPE.slots,
+                    HEAD, SHAPE.chunk, 0,
                 )  # fmt: skip
             if not IS_GOAL:
                 peak, total, mixed = attend(
-                    query, swapped, peak, total, mixed, head_keys, head_values, SHAPE.page_size, table, live, first, low,
-                    entry, limit, offset, model.turns, SHAPE.slots, HEAD, SHAPE.chunk, TURN,
+                    query, swapped, peak, total, mixed, head_keys, head_values, SHAPE.page_size, table, live, first,
+                    low,                     entry, limit, offset, model.turns, SHAPE.slots, HEAD, SHAPE.chunk, TURN,
                 )  # fmt: skip
             mixed = (mixed / tl.where(live, total, 1.0)[:, None]).to(SHAPE.dtype)
             added += product(mixed, matrices + 3 * D * D + head * HEAD * D, HEAD, D, D)
@@ -333,6 +333,4 @@ def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE
 def logits_after(hidden, column, model, SHAPE: tl.constexpr):
     """Logits of the tokens that follow those in one column of the transition. [R, D], scalar -> [R, padded] float32."""
     heads = model.matrices + SHAPE.layers * SHAPE.layer_matrices
-    return product(
-        hidden, heads + column * SHAPE.width * SHAPE.padded, SHAPE.width, SHAPE.padded, SHAPE.padded
-    )
+    return product(hidden, heads + column * SHAPE.width * SHAPE.padded, SHAPE.width, SHAPE.padded, SHAPE.padded)

@@ -13,6 +13,8 @@ from interpreted import speed_up
 
 ROOT = Path(__file__).resolve().parent.parent
 
+pytest_plugins = ["interpreted"]  # its fixtures
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
     if importlib.util.find_spec("triton"):

@@ -75,7 +75,7 @@ def shuffled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def speed_up() -> None:
-    """Take 60 % off an interpreted run: nested functions find the language patched; sums are not checked for overflow."""
+    """Take 60 % off interpreted runs: patch the language once, not in nested functions; let integer sums overflow."""
     import triton.language as tl
     from triton.runtime import interpreter
 

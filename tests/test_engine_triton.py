@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interpreted import DEVICE, Poison, poison, shuffled
+from interpreted import DEVICE, Poison
 from test_engine_cpp import EVERY, make_checkpoint
 
 from ttengine.config import PlanConfig, Sampling

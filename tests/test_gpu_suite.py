@@ -1,4 +1,4 @@
-"""The suite for machines with a GPU, its stages run small and interpreted: they find what is wrong, and time what is said."""
+"""The suite for machines with a GPU, its stages run small and interpreted."""
 
 from __future__ import annotations
 

@@ -33,6 +33,11 @@ CORE = {"torch", "numpy", "safetensors", "tyro", "rich", "ttengine"} | set(sys.s
 NEED_AN_EXTRA = {
     "ttengine.old_gym": "it subclasses gymnasium.Env",
     "ttengine.data.train_behaviours": "a program, run with python -m",
+    "ttengine.engines.triton_memory": "it lays memory out for Triton kernels",
+    **dict.fromkeys(
+        (f"ttengine.kernels.{name}" for name in ("attention", "sampling", "segments", "select", "transformer")),
+        "a Triton kernel is decorated when it is defined",
+    ),
 }
 """Files that may import an extra at their top, and why; in return nothing may import them at its own top."""
 

@@ -212,7 +212,9 @@ def test_planning_a_rolling_context_past_its_capacity_forgets_nothing_that_count
         prefix = torch.cat([_context_tokens(checkpoint.discretizer, context), planner._prefix(observation, None)])
         with torch.inference_mode():
             engine.prefill([prefix], None, [NoiseKey()])
-            _, score = search_return(engine, discounted_return(0.99), planner.config, Clock(None), planner.config.beam_width)
+            _, score = search_return(
+                engine, discounted_return(0.99), planner.config, Clock(None), planner.config.beam_width
+            )
         scores.append(float(score.max()))
     np.testing.assert_allclose(scores, [wanted, wanted], rtol=1e-6)
 

@@ -264,7 +264,7 @@ class PlanConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """triton: of weights, keys and values; sums are float32"""
     draft: bool = True
-    """triton: guess the next observation and check many of its tokens at once; the plans are the same bytes either way"""
+    """triton: guess the next observation, check many of its tokens at once; the plans are the same bytes either way"""
     graph: bool = True
     """triton: record the search in a CUDA graph and replay it; False launches its kernels one by one"""
 

@@ -49,7 +49,7 @@ class KeyValueCache:
     The columns are the goal's, if any, then tokens `start`, `start` + 1, ... of the row.
 
     Attributes:
-        origin: index of the first token that what is cached depends on: later ones may be forgotten, but have been seen.
+        origin: index of the first token that what is cached depends on: forgotten tokens have been seen.
         start: index of the first cached token of the row, a multiple of K.
         length: cached columns, the goal's included.
     """

@@ -33,7 +33,9 @@ def test_sample_topk_draws_the_tokens_of_the_reference(bins: int, settings: dict
 
 def test_ties_at_the_filters_edges_are_treated_alike() -> None:
     """Equal logits: all dropped by the cdf filter, so all stay; at the k-th place all of them stay."""
-    rows = torch.tensor([[0.0] * 8, [1.0, 1.0, 0.0, 0.0, 0.0, 1.0, -1.0, -1.0], [5.0, 5.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]])
+    rows = torch.tensor(
+        [[0.0] * 8, [1.0, 1.0, 0.0, 0.0, 0.0, 1.0, -1.0, -1.0], [5.0, 5.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]
+    )
     logits, noise = rows.repeat(9, 1), torch.arange(27) / 27
     for settings in ({"cdf": 0.6}, {"k": 2}, {"k": 1}, {"cdf": 0.2, "k": 4}):
         wanted = reference.sample_topk(logits, noise, **settings)

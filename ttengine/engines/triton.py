@@ -157,12 +157,12 @@ class TritonEngine:
         """Copy each beam, decode an action, a reward and a value."""
         memory, plan = self._memory, self.plan
         if copies != plan.expand:
-            raise ConfigError(f"expand({copies}): this engine's kernels are compiled for {plan.expand} copies of a beam")
+            raise ConfigError(
+                f"expand({copies}): this engine's kernels are compiled for {plan.expand} copies of a beam"
+            )
         if self._round == 0:
             longest, entries = (memory.staged.host[name].shape[1] for name in ("prefix", "table"))
-            self._launch(
-                self._segments.prefill, len(memory.episodes), memory.beams, memory.problems, longest, entries
-            )
+            self._launch(self._segments.prefill, len(memory.episodes), memory.beams, memory.problems, longest, entries)
         rows = memory.candidates.returns.numel()
         first_page = memory.first_page + self._round % memory.turns * rows
         self._launch(
@@ -224,7 +224,14 @@ class TritonEngine:
 
     def _launch(self, kernel: Any, programs: int, *arguments: Any) -> None:
         kernel[(programs,)](
-            self._packed, self._memory.pages, *arguments, self.shape, self.plan, num_warps=WARPS, num_stages=1, enable_fp_fusion=True,
+            self._packed,
+            self._memory.pages,
+            *arguments,
+            self.shape,
+            self.plan,
+            num_warps=WARPS,
+            num_stages=1,
+            enable_fp_fusion=True,
         )
 
     def _wait(self) -> None:

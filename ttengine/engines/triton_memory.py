@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +64,7 @@ def _rule(sampling: Sampling) -> Rule:
 
 @dataclass
 class Episode:
-    """Whose pages a problem's ring holds: the tokens of its last prefix, and the place of its first page in the ring."""
+    """Whose pages a problem's ring holds: the tokens of its last prefix; where in the ring its first page is."""
 
     tokens: list[int]
     first: int = 0

@@ -1,0 +1,26 @@
+"""Every kernel compiles for every kind of GPU it is meant for, and takes no more of it than was committed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+def test_compiled_kernels_take_what_the_committed_table_says(repository: Path) -> None:
+    """Registers, spills, shared memory and matrix instructions for sm_80, sm_90, sm_100 and gfx942; no GPU needed."""
+    committed = json.loads((repository / "bench" / "results" / "triton" / "resources.json").read_text())
+    targets = {name.split()[-1] for name in committed["kernels"]}
+    assert targets == {"sm_80", "sm_90", "sm_100", "gfx942"}
+    assert all(kernel["matrix_instructions"] for name, kernel in committed["kernels"].items() if "bf16" in name)
+    command = [sys.executable, repository / "bench" / "compiled_resources.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    compared = importlib.metadata.version("triton") == committed["triton"]
+    assert ("not compared" in done.stdout) != compared
