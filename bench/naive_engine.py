@@ -189,7 +189,7 @@ def time_naive(
         started = time.perf_counter()
         planner.plan(*moment, step=step)
         seconds.append(time.perf_counter() - started)
-    prefix = len(planner._prefix(*moments[0]))
+    prefix = len(planner._prefixes(moments[0].observation[None], [moments[0].context])[0])
     model = checkpoint.model.config
     whole, part = (token_forwards(model, config, prefix, count) for count in (config.horizon, rounds))
     timed = f"{len(seconds)} plan{'s' if len(seconds) > 1 else ''} timed"

@@ -177,7 +177,8 @@ def compare_plans(pair: Pair, log: Log, first: int, plans: int) -> dict[str, obj
         with torch.inference_mode():
             moments = enumerate(replay(log, capacity, capacity))
             for step, (moment, _) in itertools.islice(moments, first, first + plans):
-                margin = pair.compare(pair.planner._prefix(moment.observation, moment.context), NoiseKey(0, step))
+                (prefix,) = pair.planner._prefixes(moment.observation[None], [moment.context])
+                margin = pair.compare(prefix, NoiseKey(0, step))
                 done += 1
                 if margin is not None:
                     margins.append(margin)

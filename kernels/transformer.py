@@ -75,7 +75,7 @@ class Shape:
     @property
     def padded(self) -> int:
         """Columns of logits, a power of two."""
-        return max(16, triton.next_power_of_2(self.vocabulary))
+        return max(16, int(triton.next_power_of_2(self.vocabulary)))
 
     @property
     def hidden_chunk(self) -> int:

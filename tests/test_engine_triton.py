@@ -134,6 +134,19 @@ def test_kept_context_pages_save_work_and_change_no_byte() -> None:
     assert cold[2].counters.physical_rows - work[2] == (4 - 1) * (K - 1) + 3
 
 
+def test_pages_with_traces_of_what_is_gone_or_of_another_goal_are_not_kept() -> None:
+    """A context that slides before it is as long as can be seen; then another goal for the same context."""
+    config = PlanConfig(horizon=1, beam_width=2)
+    warm = make_planner(config, goal=True)
+    rng = np.random.default_rng(2)
+    context = Context.empty(3, 2, 3)
+    for _ in range(5):
+        context = context.append(rng.uniform(-3, 3, 3), rng.uniform(-3, 3, 2), 0.5)
+        for goal in (np.zeros(3), np.full(3, 2.0)):
+            found = warm.plan(np.ones(3), context, goal=goal)
+            assert_same_bytes(found, make_planner(config, goal=True).plan(np.ones(3), context, goal=goal))
+
+
 def test_an_objective_of_the_users_own_sees_what_it_is_promised() -> None:
     seen: list[tuple[int, ...]] = []
 

@@ -209,7 +209,9 @@ def test_planning_a_rolling_context_past_its_capacity_forgets_nothing_that_count
     engine = planner.engine
     scores = []
     for context in (long, changed):  # the whole episode, past the planner's own cropping
-        prefix = torch.cat([_context_tokens(checkpoint.discretizer, context), planner._prefix(observation, None)])
+        prefix = torch.cat(
+            [_context_tokens(checkpoint.discretizer, context), *planner._prefixes(observation[None], [None])]
+        )
         with torch.inference_mode():
             engine.prefill([prefix], None, [NoiseKey()])
             _, score = search_return(

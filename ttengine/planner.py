@@ -222,14 +222,14 @@ class Planner:
         steps = _per_problem(step, problems, "step")
         keys = [NoiseKey(int(s), int(p)) for s, p in zip(_per_problem(seeds, problems, "seed"), steps, strict=True)]
         with torch.inference_mode(), self.engine.cores():
-            prefixes = [self._prefix(o, c) for o, c in zip(observations, contexts, strict=True)]
+            prefixes = self._prefixes(observations, contexts)
             encoded = None if goals is None else [self.discretizer.encode(_tensor(g)) for g in goals]
             self.engine.prefill(prefixes, encoded, keys)
-            beams, score = self.engine.run(lambda: self._search(clock, prefixes), anytime=deadline_s is not None)
+            beams, scores = self.engine.run(lambda: self._search(clock, prefixes), anytime=deadline_s is not None)
             searched = time.perf_counter()
-            predicted = beams.observations[:, 0]
-            predicted[:, 0] = _tensor(observations)  # as given, rather than as its bins read
-            found = beams.actions[:, 0], predicted, beams.rewards[:, 0], beams.values[:, 0], score[:, 0]
+            seen = beams.observations[:, 0]
+            seen[:, 0] = _tensor(observations)  # as given, rather than as its bins read
+            found = beams.actions[:, 0], seen, beams.rewards[:, 0], beams.values[:, 0], scores[:, 0]
         single = np.ndim(observation) == 1
         arrays = [array.to(torch.float32).numpy() for array in found]
         actions, predicted, rewards, value, score = (array[0] if single else array for array in arrays)
@@ -259,12 +259,19 @@ class Planner:
         score, best = select_beams(score.cpu(), 1)
         return beams.take(best), score
 
-    def _prefix(self, observation: FloatArray, context: Context | None) -> Tensor:
-        """Tokens of the executed transitions, then of the observation. [T] int64."""
-        model, now = self.model.config, self.discretizer.encode(_tensor(observation))
-        capacity = self.context_capacity
+    def _prefixes(self, observations: FloatArray, contexts: Sequence[Context | None]) -> list[Tensor]:
+        """Tokens of each problem's executed transitions, then of its observation. B of [T_b] int64."""
+        now = self.discretizer.encode(_tensor(observations))
+        pasts = [self._past(context) for context in contexts]
+        past = self.discretizer.encode(_tensor(np.concatenate(pasts)))  # all at once: one call costs as much as a row
+        lengths = [len(rows) for rows in pasts]
+        return [torch.cat([rows.flatten(), last]) for rows, last in zip(past.split(lengths), now, strict=True)]
+
+    def _past(self, context: Context | None) -> FloatArray:
+        """Executed transitions that can influence the plan. [T, K] float32."""
+        model, capacity = self.model.config, self.context_capacity
         if context is None or len(context) == 0 or capacity == 0:
-            return now
+            return np.zeros((0, model.transition_dim), np.float32)
         dims = (context.observations.shape[1], context.actions.shape[1])
         if dims != (model.observation_dim, model.action_dim):
             raise ShapeError(
@@ -273,8 +280,7 @@ class Planner:
             )
         value = np.zeros((len(context), 1), np.float32)  # a placeholder: no token attends to it
         columns = (context.observations, context.actions, context.rewards[:, None], value)
-        past = _tensor(np.concatenate(columns, axis=1)[-capacity:])
-        return torch.cat([self.discretizer.encode(past).flatten(), now])
+        return np.concatenate(columns, axis=1)[-capacity:]
 
     def _check_rows(self, rows: npt.ArrayLike, name: str) -> FloatArray:
         array = np.asarray(rows, np.float32)

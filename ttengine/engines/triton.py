@@ -86,10 +86,10 @@ class TritonEngine:
         )
         self._memories[len(prefixes)] = self._memory  # the last used is the last
         K, N = self.model.config.transition_dim, self.model.config.observation_dim
+        starts = self._host_discretizer.decode(torch.stack([prefix[-N:] for prefix in prefixes]))
         for b, (prefix, key) in enumerate(zip(prefixes, keys, strict=True)):
             tokens = prefix[max(0, len(prefix) // K - self._memory.transitions) * K :]
-            start = self._host_discretizer.decode(tokens[-N:])
-            self._memory.stage(b, tokens, None if goals is None else goals[b], (key.seed, key.plan), start)
+            self._memory.stage(b, tokens, None if goals is None else goals[b], (key.seed, key.plan), starts[b])
         self._begin()
 
     def _begin(self) -> None:

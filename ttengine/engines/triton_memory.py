@@ -64,9 +64,10 @@ def _rule(sampling: Sampling) -> Rule:
 
 @dataclass
 class Episode:
-    """Whose pages a problem's ring holds: the tokens of its last prefix; where in the ring its first page is."""
+    """Whose pages a problem's ring holds: tokens of its last prefix and goal; where in the ring its first page is."""
 
     tokens: list[int]
+    goal: list[int]
     first: int = 0
 
 
@@ -130,7 +131,7 @@ class Memory:
         pages = self.first_page + self.turns * B * C
         entries = plan.entries if plan.window else self.transitions + 1
         self.staged = Staged(B, self.transitions * K + N, N if shape.goal else 0, entries, N, device)
-        self.episodes = [Episode([]) for _ in range(B)]
+        self.episodes = [Episode([], []) for _ in range(B)]
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         asked = pages * shape.page_size * dtype.itemsize
         try:
@@ -174,7 +175,10 @@ class Memory:
         host = self.staged.host
         K = self.slots + 1
         transitions = len(tokens) // K
-        pages, begin = self._window(b, transitions) if self.plan.window else self._roll(b, tokens.tolist(), transitions)
+        if self.plan.window:
+            pages, begin = self._window(b, transitions)
+        else:
+            pages, begin = self._roll(b, tokens.tolist(), [] if goal is None else goal.tolist(), transitions)
         host["state"][b] = torch.tensor([transitions, *key, len(pages), begin])
         host["prefix"][b, : len(tokens)] = tokens
         host["table"][b, : len(pages)] = torch.tensor(pages)
@@ -188,18 +192,23 @@ class Memory:
         oldest = self.plan.entries - 1 - transitions
         return list(range(first, first + self.plan.entries)), oldest * self.slots + self._observation_slot()
 
-    def _roll(self, b: int, tokens: list[int], transitions: int) -> tuple[list[int], int]:
-        """Pages in the problem's ring; those whose tokens were in the last prefix are kept."""
+    def _roll(self, b: int, tokens: list[int], goal: list[int], transitions: int) -> tuple[list[int], int]:
+        """Pages in the problem's ring; those whose tokens were in the last prefix are kept.
+
+        Keys hold traces of what lay before them. So pages from which transitions have slid away since are kept only for
+        a prefix as long as can be seen: then nothing that a plan reads reaches back past its start.
+        """
         episode, K = self.episodes[b], self.slots + 1
         before = len(episode.tokens) // K
         first, begin = 0, self._observation_slot()
-        for gone in range(before + 1) if episode.tokens else ():
+        slides = before + 1 if transitions == self.transitions else 1
+        for gone in range(slides) if episode.tokens and episode.goal == goal else ():
             rest = episode.tokens[gone * K :]
             if tokens[: len(rest)] == rest:
                 first = (episode.first + gone) % self.ring
                 begin = min(before - gone + 1, transitions) * self.slots or begin
                 break
-        self.episodes[b] = Episode(tokens, first)
+        self.episodes[b] = Episode(tokens, goal, first)
         return [b * self.ring + (first + entry) % self.ring for entry in range(transitions + 1)], begin
 
     def _observation_slot(self) -> int:
@@ -208,7 +217,7 @@ class Memory:
 
     def forget(self) -> None:
         """Keep no pages for the next plan."""
-        self.episodes = [Episode([]) for _ in self.episodes]
+        self.episodes = [Episode([], []) for _ in self.episodes]
 
 
 def _rows(B: int, R: int, H: int, K: int, plan: Plan, padded: int, device: torch.device) -> Rows:
