@@ -69,8 +69,9 @@ def segment(name: str, dtype: str, window: bool = False) -> tuple[Any, dict[str,
     types: dict[str, Any] = {"model": Model(number, "*fp32", number, "*fp32"), "pages": number, "beams": ROWS}
     types |= {"candidates": ROWS, "problems": PROBLEMS, "kept": "*i64", "score": "*fp32", "out": "*i32"}
     types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "most_entries"), "i32")
-    constants = {"SHAPE": shape_of(dtype, window), "PLAN": plan_of(window)}
+    constants = {"SHAPE": shape_of(dtype, window), "PLAN": plan_of(window), "TILE": 16}
     kernel = getattr(segments, name)
+    constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
     return kernel, signature, constants
 

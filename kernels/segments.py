@@ -40,8 +40,6 @@ class Plan:
     percentile_as_released: bool = False
     draft: bool = True
     """check several guessed observation tokens at once"""
-    rows: int = 16
-    """candidates in a program of `expand`, at most the tile's"""
 
 
 class Rows(NamedTuple):
@@ -215,14 +213,17 @@ def prefill(model, pages, beams, problems, longest, most_entries, SHAPE: tl.cons
 
 
 @triton.jit(do_not_specialize=["round", "first_page", "rows"])
-def expand(model, pages, beams, candidates, problems, round, rows, first_page, SHAPE: tl.constexpr, PLAN: tl.constexpr):
-    """Decode an action, a reward and a value for each candidate. Grid: `rows` (B * C) over `PLAN.rows`.
+def expand(
+    model, pages, beams, candidates, problems, round, rows, first_page, SHAPE: tl.constexpr, PLAN: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """Decode an action, a reward and a value for each candidate. Grid: `rows` (B * C) over TILE, at most SHAPE.rows.
 
     first_page: the page of the first candidate of this round; the others' follow.
     """
     lane = tl.arange(0, SHAPE.rows)
-    row = tl.program_id(0) * PLAN.rows + lane
-    live = (lane < PLAN.rows) & (row < rows)
+    row = tl.program_id(0) * TILE + lane
+    live = (lane < TILE) & (row < rows)
     row = tl.where(live, row, 0).to(tl.int64)
     problem = row // (PLAN.beam_width * PLAN.expand)
     index = (row - problem * PLAN.beam_width * PLAN.expand).to(tl.int32)

@@ -15,6 +15,7 @@ from test_engine_cpp import EVERY, make_checkpoint
 from ttengine.config import PlanConfig, Sampling
 from ttengine.context import Context
 from ttengine.engines import Candidates, TritonEngine
+from ttengine.engines.triton_memory import rows_of_a_tile
 from ttengine.errors import ConfigError, EngineError, NonFiniteError
 from ttengine.planner import Plan, Planner
 
@@ -111,6 +112,19 @@ def test_batch_elements_do_not_influence_each_other() -> None:
         alone = planner.plan(observations[b], contexts[b], seed=[4, 9][b], step=[1, 2][b])
         assert alone.actions.tobytes() == batch.actions[b].tobytes()
         assert alone.score.tobytes() == batch.score[b].tobytes()
+
+
+def test_the_rows_of_a_tile_change_no_byte() -> None:
+    """As few as 4 a program where there are multiprocessors to spare, 16 in large batches."""
+    assert [rows_of_a_tile(candidates, 132) for candidates in (1, 528, 529, 1056, 1057, 10**6)] == [4, 4, 8, 8, 16, 16]
+    config = PlanConfig(horizon=2, beam_width=3, expand=3)
+    plans = []
+    for rows in (4, 16):
+        planner = make_planner(config)
+        planner.plan(np.zeros(3))
+        planner.engine._memory.rows_of_a_tile = rows  # type: ignore[attr-defined]
+        plans.append(planner.plan(np.ones(3)))
+    assert_same_bytes(*plans)
 
 
 def test_kept_context_pages_save_work_and_change_no_byte() -> None:

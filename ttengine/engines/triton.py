@@ -163,11 +163,11 @@ class TritonEngine:
         if self._round == 0:
             longest, entries = (memory.staged.host[name].shape[1] for name in ("prefix", "table"))
             self._launch(self._segments.prefill, len(memory.episodes), memory.beams, memory.problems, longest, entries)
-        rows = memory.candidates.returns.numel()
+        rows, tile = memory.candidates.returns.numel(), memory.rows_of_a_tile
         first_page = memory.first_page + self._round % memory.turns * rows
         self._launch(
-            self._segments.expand, -(-rows // plan.rows), memory.beams, memory.candidates, memory.problems,
-            self._round, rows, first_page,
+            self._segments.expand, -(-rows // tile), memory.beams, memory.candidates, memory.problems,
+            self._round, rows, first_page, TILE=tile,
         )  # fmt: skip
         self._round += 1
         if self._waits:
@@ -222,16 +222,10 @@ class TritonEngine:
         """Likelihood search is not of this engine."""
         raise ConfigError(_NO_LIKELIHOOD)
 
-    def _launch(self, kernel: Any, programs: int, *arguments: Any) -> None:
+    def _launch(self, kernel: Any, programs: int, *arguments: Any, **constants: int) -> None:
+        options = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": True}
         kernel[(programs,)](
-            self._packed,
-            self._memory.pages,
-            *arguments,
-            self.shape,
-            self.plan,
-            num_warps=WARPS,
-            num_stages=1,
-            enable_fp_fusion=True,
+            self._packed, self._memory.pages, *arguments, SHAPE=self.shape, PLAN=self.plan, **constants, **options
         )
 
     def _wait(self) -> None:

@@ -58,6 +58,15 @@ def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Plan]:
     return shape, plan
 
 
+def rows_of_a_tile(candidates: int, multiprocessors: int) -> int:
+    """Candidates that a program of `expand` takes: few enough for all multiprocessors to have work, but at least 4.
+
+    A program reads all weights at every token, and each row's keys and values besides: fewer rows mean less of these
+    for one multiprocessor, and more reading of weights for all of them together.
+    """
+    return next((rows for rows in (4, 8) if candidates <= rows * multiprocessors), 16)
+
+
 def _rule(sampling: Sampling) -> Rule:
     return Rule(sampling.k, sampling.cdf, sampling.temperature)
 
@@ -126,6 +135,10 @@ class Memory:
         # while a tile is computed, the pages that its first token sees must not be written again
         self.ring = plan.entries * W if plan.window else plan.entries + 2 + (shape.rows - 1) // shape.slots
         self.turns = 1 if plan.window else plan.entries
+        gpu = device.type == "cuda"
+        self.rows_of_a_tile = rows_of_a_tile(
+            B * C, torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1
+        )
         self.goal_page = B * self.ring
         self.first_page = self.goal_page + (B if shape.goal else 0)
         pages = self.first_page + self.turns * B * C
