@@ -102,13 +102,22 @@ CASES: dict[str, tuple[str, ...]] = {
 """Kernel, variant -> targets."""
 
 
+def alignments(signature: dict[str, Any]) -> dict[tuple[int, ...], list[list[Any]]]:
+    """Say of every pointer what a launch finds out: it is a multiple of 16 bytes, so that loads can be wide."""
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+    for place, kind in enumerate(signature.values()):
+        members = {(place, i): each for i, each in enumerate(kind)} if isinstance(kind, tuple) else {(place,): kind}
+        aligned |= {path: [["tt.divisibility", 16]] for path, each in members.items() if each.startswith("*")}
+    return aligned
+
+
 def compile_case(case: str, target: str) -> dict[str, int]:
     """Return registers, stack, shared memory and matrix instructions."""
     words = case.split()
     kernel, signature, constants = (
         segment(words[0], words[-1], "window" in words) if len(words) > 1 else other(words[0])
     )
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=alignments(signature))
     warps = WARPS if words[0] in ("prefill", "expand", "observe") else 4
     options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=TARGETS[target], options=options)

@@ -215,6 +215,9 @@ def test_what_the_kernels_do_not_take_is_refused_at_construction() -> None:
     for model, match in (({"width": 24}, "width"), ({"width": 32, "heads": 4}, "head width")):
         with pytest.raises(ConfigError, match=match):
             make_planner(**model)
+    for model in ({"width": 512, "heads": 8}, {"width": 256, "heads": 8, "bins": 130}):
+        with pytest.raises(ConfigError, match="fp32"):
+            make_planner(**model)
     with pytest.raises(ConfigError, match="4096"):
         make_planner(PlanConfig(horizon=1, beam_width=512, expand=9))
     with pytest.raises(ConfigError, match="likelihood"):
