@@ -7,7 +7,8 @@
 namespace ttengine {
 namespace {
 
-constexpr std::size_t kBlockRows = 48;  // rows that a thread takes together: each pass reads all weights of a layer
+constexpr std::size_t kBlockRows = 48;   // rows that a thread takes together: each pass reads all weights of a layer
+constexpr std::size_t kPartRows = 2048;  // rows between whose layers activations stay: few enough to stay in cache
 
 PageShape page_shape(const ModelShape& shape, std::size_t slots) {
   PageShape page;
@@ -55,7 +56,17 @@ Forward::Forward(const Weights& weights, ThreadTeam& team, std::size_t turns)
 
 void Forward::run(const Batch& batch, std::size_t head_column,
                   const std::function<void(std::size_t, const float*)>& finish) {
-  const std::size_t rows = batch.rows.size(), Dp = shape_.padded_width();
+  // rows see only rows before them, so a large batch can pass through the layers part by part
+  for (part_ = 0; part_ < batch.rows.size(); part_ += kPartRows) {
+    run_part(batch, std::min(kPartRows, batch.rows.size() - part_), head_column, finish);
+  }
+  const std::size_t D = shape_.width, L = shape_.layers;
+  flops_ += 24 * D * D * L * batch.rows.size() + 4 * D * L * attended(batch) + 2 * D * shape_.outputs() * batch.outputs;
+}
+
+void Forward::run_part(const Batch& batch, std::size_t rows, std::size_t head_column,
+                       const std::function<void(std::size_t, const float*)>& finish) {
+  const std::size_t Dp = shape_.padded_width();
   x_.grow(rows * Dp);
   query_.grow(rows * Dp);
   std::size_t most_pages = 0;
@@ -68,12 +79,12 @@ void Forward::run(const Batch& batch, std::size_t head_column,
   }
   // here and not on the threads: it allocates, and their job must not throw
   for (std::size_t thread = 0; thread < team_.size(); ++thread) {
-    plan_ahead(batch, Share(rows, team_.size(), thread), scratch_[thread]);
+    plan_ahead(batch, rows_of(thread, rows), scratch_[thread]);
   }
   team_.run([&](std::size_t thread) {
     Scratch& scratch = scratch_[thread];
-    const Share mine(rows, team_.size(), thread);
-    for (std::size_t r = mine.first; r < mine.end; ++r) embed(batch.rows[r], x_.data() + r * Dp);
+    const Share mine = rows_of(thread, rows);
+    for (std::size_t r = mine.first; r < mine.end; ++r) embed(batch.rows[r], x_.data() + (r - part_) * Dp);
     look_ahead(0, 0, scratch);
     for (std::size_t layer = 0; layer < shape_.layers; ++layer) {
       for (std::size_t r = mine.first; r < mine.end; r += kBlockRows) {
@@ -86,8 +97,14 @@ void Forward::run(const Batch& batch, std::size_t head_column,
     }
     predict(batch, head_column, mine, scratch, finish);
   });
-  const std::size_t D = shape_.width, L = shape_.layers;
-  flops_ += 24 * D * D * L * rows + 4 * D * L * attended(batch) + 2 * D * shape_.outputs() * batch.outputs;
+}
+
+// A thread's rows of the part at work.
+Share Forward::rows_of(std::size_t thread, std::size_t rows) const {
+  Share mine(rows, team_.size(), thread);
+  mine.first += part_;
+  mine.end += part_;
+  return mine;
 }
 
 void Forward::embed(const Row& row, float* x) const {
@@ -103,12 +120,12 @@ void Forward::project(const Batch& batch, std::size_t layer, std::size_t first, 
   const Layer& weights = weights_.layers()[layer];
   const std::size_t D = shape_.width, Dp = shape_.padded_width(), stride = round_up(3 * D, kRowAlign);
   float* qkv = scratch.qkv.data();
-  kernels_.layer_norm(x_.data() + first * Dp, end - first, D, Dp, weights.attention_gain, weights.attention_shift,
-                      scratch.normed.data());
+  kernels_.layer_norm(x_.data() + (first - part_) * Dp, end - first, D, Dp, weights.attention_gain,
+                      weights.attention_shift, scratch.normed.data());
   kernels_.matmul(scratch.normed.data(), Dp, end - first, weights.qkv, qkv, stride, Epilogue::store, scratch.ahead);
   for (std::size_t r = first; r < end; ++r, qkv += stride) {
     const Row& row = batch.rows[r];
-    std::copy(qkv, qkv + D, query_.data() + r * Dp);
+    std::copy(qkv, qkv + D, query_.data() + (r - part_) * Dp);
     if (row.page == nullptr) continue;
     const std::size_t table = row.turn * shape_.pairs();
     kernels_.write_slot(qkv + D, qkv + 2 * D, row.single ? single_ : round_, row.page, layer, row.slot, shape_.pairs(),
@@ -129,8 +146,8 @@ void Forward::mix(const Batch& batch, std::size_t layer, std::size_t first, std:
     scratch.counts[r] = row.page_count;
     most_pages = std::max<std::size_t>(most_pages, row.page_count);
   }
-  float* x = x_.data() + first * Dp;
-  kernels_.attend({rows, query_.data() + first * Dp, Dp, scratch.mixed.data(), Dp, scratch.pages.data(),
+  float* x = x_.data() + (first - part_) * Dp;
+  kernels_.attend({rows, query_.data() + (first - part_) * Dp, Dp, scratch.mixed.data(), Dp, scratch.pages.data(),
                    scratch.counts.data(), layer, &round_, &single_, shape_.pairs(), cos_.data(), sin_.data(),
                    scratch.attention.data(), scratch.offsets.data(), scratch.runs.data(), most_pages,
                    round_up(most_pages * round_up(round_.slots, kSlotBlock), kRowAlign)});
@@ -149,7 +166,8 @@ void Forward::predict(const Batch& batch, std::size_t column, Share share, Scrat
   std::size_t outputs[kBlockRows], count = 0;
   for (std::size_t r = share.first; r < share.end; ++r) {
     if (batch.rows[r].output >= 0) {
-      std::copy(x_.data() + r * Dp, x_.data() + (r + 1) * Dp, scratch.mixed.data() + count * Dp);
+      const float* x = x_.data() + (r - part_) * Dp;
+      std::copy(x, x + Dp, scratch.mixed.data() + count * Dp);
       outputs[count++] = static_cast<std::size_t>(batch.rows[r].output);
     }
     if (count == 0 || (count < kBlockRows && r + 1 < share.end)) continue;

@@ -68,6 +68,9 @@ class Forward {
     Ahead ahead;
   };
 
+  void run_part(const Batch& batch, std::size_t rows, std::size_t head_column,
+                const std::function<void(std::size_t, const float*)>& finish);
+  Share rows_of(std::size_t thread, std::size_t rows) const;
   void embed(const Row& row, float* x) const;
   void project(const Batch& batch, std::size_t layer, std::size_t first, std::size_t end, Scratch& scratch);
   void mix(const Batch& batch, std::size_t layer, std::size_t first, std::size_t end, std::size_t block,
@@ -84,7 +87,8 @@ class Forward {
   ThreadTeam& team_;
   PageShape round_, single_;
   std::vector<float> cos_, sin_;  // [turn][pairs]
-  AlignedFloats x_, query_;
+  std::size_t part_ = 0;          // the first row of the part at work
+  AlignedFloats x_, query_;       // of that part
   std::vector<Scratch> scratch_;  // by thread
   std::uint64_t flops_ = 0;
 };
