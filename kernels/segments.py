@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .sampling import Rule, draw, expectation, percentile, probabilities, uniform
-from .transformer import embed, embed_goal, forward, logits_after
+from .transformer import embed, embed_goal, forward, logits_after, position_of
 
 COPY = tl.constexpr(64)
 """Numbers copied at a time."""
@@ -152,10 +152,7 @@ def _compute(u, end, oldest, table, goal_table, window, prefix, length, planned,
         live = u + lane < end
         at = tl.minimum(u + lane, end - 1)
         entry, slot = at // SHAPE.slots, at % SHAPE.slots
-        is_next = slot > SHAPE.action_dim
-        column = tl.where(is_next, slot - SHAPE.action_dim - 1, SHAPE.observation_dim + slot)
-        place = window + (entry - oldest - 1 + is_next.to(tl.int32)) * SHAPE.transition_dim + column
-        token = _sequence(place, prefix, length, planned, live)
+        token = _sequence(window + position_of(entry, slot, oldest, SHAPE), prefix, length, planned, live)
         x = embed(token, entry, slot, oldest + lane * 0, live, model, SHAPE)
         hidden = forward(
             x, entry, slot, oldest + lane * 0, table + lane * 0, goal_table + lane * 0, live, model, pages, SHAPE, False

@@ -14,7 +14,7 @@ from test_engine_cpp import EVERY, make_checkpoint
 
 from ttengine.config import PlanConfig, Sampling
 from ttengine.context import Context
-from ttengine.engines import Candidates, TritonEngine
+from ttengine.engines import Candidates, NoiseKey, TritonEngine
 from ttengine.engines.triton_memory import rows_of_a_tile
 from ttengine.errors import ConfigError, EngineError, NonFiniteError
 from ttengine.planner import Plan, Planner
@@ -159,6 +159,15 @@ def test_pages_with_traces_of_what_is_gone_or_of_another_goal_are_not_kept() -> 
         for goal in (np.zeros(3), np.full(3, 2.0)):
             found = warm.plan(np.ones(3), context, goal=goal)
             assert_same_bytes(found, make_planner(config, goal=True).plan(np.ones(3), context, goal=goal))
+
+
+def test_a_prefill_that_was_never_computed_leaves_no_pages_to_keep() -> None:
+    config = PlanConfig(horizon=1, beam_width=2)
+    planner = make_planner(config)
+    clean = planner.plan(np.ones(3))
+    planner.plan(np.zeros(3))
+    planner.engine.prefill(planner._prefixes(np.ones((1, 3), np.float32), [None]), None, [NoiseKey()])
+    assert_same_bytes(planner.plan(np.ones(3)), clean)
 
 
 def test_an_objective_of_the_users_own_sees_what_it_is_promised() -> None:

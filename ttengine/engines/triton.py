@@ -85,6 +85,9 @@ class TritonEngine:
             len(prefixes), self.model.config, self.shape, self.plan, self.discretizer, self.config, self.device
         )
         self._memories[len(prefixes)] = self._memory  # the last used is the last
+        if self._memory.awaits_prefill:  # what was said last was never computed
+            self._memory.forget()
+        self._memory.awaits_prefill = True
         K, N = self.model.config.transition_dim, self.model.config.observation_dim
         starts = self._host_discretizer.decode(torch.stack([prefix[-N:] for prefix in prefixes]))
         for b, (prefix, key) in enumerate(zip(prefixes, keys, strict=True)):
@@ -163,6 +166,7 @@ class TritonEngine:
         if self._round == 0:
             longest, entries = (memory.staged.host[name].shape[1] for name in ("prefix", "table"))
             self._launch(self._segments.prefill, len(memory.episodes), memory.beams, memory.problems, longest, entries)
+            memory.awaits_prefill = False
         rows, tile = memory.candidates.returns.numel(), memory.rows_of_a_tile
         first_page = memory.first_page + self._round % memory.turns * rows
         self._launch(

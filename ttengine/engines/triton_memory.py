@@ -129,6 +129,7 @@ class Memory:
         B, W, C = problems, plan.beam_width, plan.beam_width * plan.expand
         H, K, N = plan.horizon, shape.transition_dim, shape.observation_dim
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.awaits_prefill = False
         self.slots = shape.slots
         self.plan = plan
         self.transitions = plan.entries - 2 if plan.window else model.layers * model.context
