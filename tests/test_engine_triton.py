@@ -166,7 +166,8 @@ def test_a_prefill_that_was_never_computed_leaves_no_pages_to_keep() -> None:
     planner = make_planner(config)
     clean = planner.plan(np.ones(3))
     planner.plan(np.zeros(3))
-    planner.engine.prefill(planner._prefixes(np.ones((1, 3), np.float32), [None]), None, [NoiseKey()])
+    with torch.inference_mode():
+        planner.engine.prefill(planner._prefixes(np.ones((1, 3), np.float32), [None]), None, [NoiseKey()])
     assert_same_bytes(planner.plan(np.ones(3)), clean)
 
 
