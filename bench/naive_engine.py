@@ -182,9 +182,8 @@ def time_naive(
     rounds = min(rounds, config.horizon)
     seconds = []
     planner = naive_planner(checkpoint, dataclasses.replace(config, horizon=rounds), device)
-    naive_planner(checkpoint, dataclasses.replace(config, horizon=1, beam_width=1), device).plan(
-        *moments[0]
-    )  # starts threads
+    first = naive_planner(checkpoint, dataclasses.replace(config, horizon=1, beam_width=1), device)
+    first.plan(*moments[0])  # starts threads
     for step, moment in enumerate(moments):
         started = time.perf_counter()
         planner.plan(*moment, step=step)

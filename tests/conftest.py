@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
-from interpreted import speed_up
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytest_plugins = ["interpreted"]  # its fixtures
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported
-    if importlib.util.find_spec("triton"):
-        speed_up()
+pytest_plugins = ["interpreted"]
 
 # machines that run tests are shared and slow at times; a failing example prints how to run it again
 settings.register_profile("ttengine", deadline=None, print_blob=True)

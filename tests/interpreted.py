@@ -6,6 +6,8 @@ memory that nobody wrote; so fresh memory is poisoned, stands between canaries, 
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import random
 from collections.abc import Iterator
 
@@ -18,6 +20,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 CANARY = -12_345
 MARGIN = 64
+
+
+def pytest_configure() -> None:
+    """Without a GPU let kernels be interpreted: Triton looks when they are imported."""
+    if DEVICE.type == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+        if importlib.util.find_spec("triton"):
+            speed_up()
 
 
 class Poison:

@@ -419,3 +419,17 @@ def test_plans_in_a_row_leave_memory_flat() -> None:
     assert psutil.Process().memory_info().rss - before < 4 * 2**20
     # what is left after a plan: its beams, and one context
     assert planner.engine._search.live_pages < 100  # type: ignore[attr-defined]
+
+
+def test_a_window_of_more_rows_than_pass_through_the_layers_at_once_has_the_references_tokens() -> None:
+    """120 beams of four transitions, six slots each, shared by none: 2,880 rows, in parts of 2,048."""
+    config = PlanConfig(horizon=2, beam_width=120, context_kind="window", action=EVERY, deduplicate=False)
+    plans = []
+    for engine in ("cpp", "reference"):
+        planner = Planner(make_checkpoint(), dataclasses.replace(config, engine=engine, threads=2))  # type: ignore[arg-type]
+        plans.append(drive(planner, 6)[-1])
+    ours, theirs = plans
+    np.testing.assert_array_equal(ours.actions, theirs.actions)
+    np.testing.assert_array_equal(ours.observations, theirs.observations)
+    np.testing.assert_allclose(ours.score, theirs.score, rtol=1e-4)
+    assert ours.counters.physical_rows > 120 * 4 * 6
