@@ -20,7 +20,7 @@ from ttengine.engines import Candidates, Counters, EagerEngine, NoiseKey
 from ttengine.engines.reference import draw
 from ttengine.errors import ConfigError
 from ttengine.kernels import reference as ops
-from ttengine.model import ROTARY_BASE, TrajectoryTransformer
+from ttengine.model import ROTARY_BASE, KeyValueCache, TrajectoryTransformer
 from ttengine.planner import Planner
 
 
@@ -32,6 +32,8 @@ class TorchEngine(EagerEngine):
     ) -> None:
         if config.context_kind != "rolling" or config.percentile != "mean" or model.config.goal:
             raise ConfigError("the PyTorch planner plans with a rolling context, means, and no goal")
+        if config.objective != "return":
+            raise ConfigError("the PyTorch planner searches for returns only: objective='return'")
         self.model, self.config = model.eval(), config
         self.device = next(model.parameters()).device
         self.discretizer = discretizer.to(self.device)
@@ -53,12 +55,16 @@ class TorchEngine(EagerEngine):
         """Begin a search: one row a candidate, all of them equal."""
         (prefix,), (self.key,) = prefixes, keys
         self.counters = Counters(prefills=1)
-        self.prefix_length, self.position = len(prefix), 0
+        self.prefix_length = self.position = len(prefix)
         self.observation = self.discretizer.decode(prefix[-self.model.config.observation_dim :].to(self.device))
         self.tokens = prefix.to(self.device).expand(self.config.beam_width, -1)
         self.rewards = torch.zeros(self.config.beam_width, 0, device=self.device)
-        for column in self.tokens.t():
-            self._feed(column.repeat_interleave(self.config.expand))
+        cache = KeyValueCache(self.model.config, 1, 0, self.cos)
+        hidden = self.model.hidden(self.tokens[:1], None, cache)  # all at once, for one row that stands for all
+        for layer, pair in enumerate(zip(cache._keys, cache._values, strict=True)):
+            for part, computed in enumerate(pair):
+                self.cache[layer, part, :, :, : self.position] = computed[:, :, : self.position]
+        self.logits = self.model.head(hidden[:, -1:], self.position - 1)[0].expand(self.rows, -1)
 
     def expand(self, copies: int) -> Candidates:
         """Copy each beam, decode an action, a reward and a value."""
