@@ -33,7 +33,7 @@ from triton.compiler import ASTSource
 
 from ttengine.kernels import attention, sampling, segments, select
 from ttengine.kernels.sampling import Rule
-from ttengine.kernels.segments import Plan, Problems, Rows
+from ttengine.kernels.segments import Problems, Rows, Search
 from ttengine.kernels.transformer import Model, Shape
 
 COMMITTED = Path(__file__).parent / "results" / "triton" / "resources.json"
@@ -54,13 +54,13 @@ def shape_of(dtype: str, window: bool = False) -> Shape:
     return Shape(11, 3, 100, 4, 4, 128, dtype={"bf16": tl.bfloat16, "fp32": tl.float32}[dtype], **positions)
 
 
-def plan_of(window: bool = False) -> Plan:
+def search_of(window: bool = False) -> Search:
     """The paper's search for hopper."""
-    return Plan(15, 128, 2, window, 6 if window else 7, ACTION, TOP, TOP, TOP)
+    return Search(15, 128, 2, window, 6 if window else 7, ACTION, TOP, TOP, TOP, share=window)
 
 
 ROWS = Rows("*i64", "*fp32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32")
-PROBLEMS = Problems("*i64", "*i64", "*i64", "*i64", "*i64", "*fp32", "*fp32", "*fp32", "*i64", "*i64")
+PROBLEMS = Problems(*["*i64"] * 5, *["*fp32"] * 3, *["*i64"] * 4)
 
 
 def segment(name: str, dtype: str, window: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -68,8 +68,8 @@ def segment(name: str, dtype: str, window: bool = False) -> tuple[Any, dict[str,
     number = {"bf16": "*bf16", "fp32": "*fp32"}[dtype]
     types: dict[str, Any] = {"model": Model(number, "*fp32", number, "*fp32"), "pages": number, "beams": ROWS}
     types |= {"candidates": ROWS, "problems": PROBLEMS, "kept": "*i64", "score": "*fp32", "out": "*i32"}
-    types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "most_entries"), "i32")
-    constants = {"SHAPE": shape_of(dtype, window), "PLAN": plan_of(window), "TILE": 16}
+    types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "columns"), "i32")
+    constants = {"SHAPE": shape_of(dtype, window), "SEARCH": search_of(window), "TILE": 16}
     kernel = getattr(segments, name)
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
@@ -88,7 +88,8 @@ def other(name: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         return sampling._sample_topk, types | dict.fromkeys(constants, "constexpr"), constants
     types = dict.fromkeys(("query", "keys", "values", "out"), "*bf16") | {"table": "*i32", "lengths": "*i32"}
     types |= {"rows": "i32", "entries": "i32", "scale": "fp32"}
-    constants = {"SLOTS": 15, "HEADS": 4, "HEAD": 32, "ROWS": attention.ROWS, "CHUNK": attention.CHUNK}
+    constants = {"SLOTS": 15, "HEADS": 4, "HEAD": 32, "ROWS": attention.ROWS}
+    constants |= {"GROUP": attention.GROUP, "KEYS": attention.KEYS}
     return attention._paged_attention, types | dict.fromkeys(constants, "constexpr"), constants
 
 

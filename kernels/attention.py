@@ -12,8 +12,11 @@ from torch import Tensor
 ROWS = 16
 """Rows that one program of `paged_attention` attends for."""
 
-CHUNK = 8
-"""Slots read at a time."""
+GROUP = 4
+"""Lists read at a time, where every row has its own."""
+
+KEYS = 64
+"""Keys of a list that `paged_attention` reads at a time."""
 
 NEVER = tl.constexpr(-1e38)
 """Score of what is not seen: finite, so that no difference of two is NaN."""
@@ -28,67 +31,97 @@ def turn(x, swapped, turns, distance, HEAD: tl.constexpr):
 
 
 @triton.jit
-def attend(query, swapped, peak, total, mixed, keys, values, stride, table, live, first, low, entry, limit, offset,
-           turns, SLOTS: tl.constexpr, HEAD: tl.constexpr, CHUNK: tl.constexpr, TURN: tl.constexpr):  # fmt: skip
-    """Go on with a softmax over the pages of each row, one head.
+def attend(query, keys, values, stride, lists, step, begin, end, live, anchor, entry, tail, turns,
+           SLOTS: tl.constexpr, HEAD: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr,
+           TURN: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """Attend for a tile of rows to what is on their lists of pages, one head.
 
-    A row sees its pages `first` to `entry`: the first from slot `low` on, the last up to slot `limit`. What a row does
-    not see is read as zero and weighs nothing, so that its bits do not depend on the rows beside it.
+    Slots are counted along a list: slot s of its page j is number j * SLOTS + s. GROUP lists are read at a time, KEYS
+    slots of each, backwards from the anchor; every row is multiplied with all of them, and weighs what it does not see
+    by nothing. So its bits depend neither on the rows beside it nor on how far its list reaches back, as long as the
+    anchor stands where its own page ends.
 
     Args:
-        query: [R, HEAD] float32, scaled; swapped: the same with the pairs that turn exchanged (TURN > 0).
-        peak, total, mixed: [R], [R], [R, HEAD] float32, the running maximum, sum and weighted values.
-        keys, values: pointers to slot 0 of page 0; a page is `stride` further, a slot HEAD further.
-        table: [R] pointers to each row's list of pages.
-        live, first, low, entry, limit: [R], see above.
-        offset: [R], each query's place in its own page, in tokens.
+        query: [R, HEAD] float32, scaled, turned by its place in its own page.
+        keys, values: pointers to slot 0 of page 0, of the numbers' type; a page is `stride` further, a slot HEAD.
+        lists: pointer to the list of row 0; that of row r is r * `step` further, or LISTS is 1 and all rows read one.
+        begin, end: [R], the first and the last slot that a row sees.
+        live: [R] bool; the other rows are zeros.
+        anchor: one past the last slot that any row sees.
+        entry: which page of its list is each row's own: keys of earlier ones are turned back by TURN a page.
         TURN: tokens in a page, if keys are turned by their place in their page; else 0.
+        tail: which page of a list holds TAIL more keys, from its first slot on, that all rows see and that do not turn.
+    Returns:
+        [R, HEAD] float32.
     """
-    d = tl.arange(0, HEAD)
-    j = tl.min(tl.where(live, first, 1 << 30), 0)
-    last = tl.max(tl.where(live, entry, -1), 0)
-    while j <= last:
-        sees = live & (first <= j) & (entry >= j)
-        page = tl.load(table + j, mask=sees, other=0).to(tl.int64) * stride
-        begin = tl.where(first == j, low, 0)
-        end = tl.where(entry == j, limit, SLOTS - 1)
-        turned = query
-        if TURN > 0:
-            turned = turn(query, swapped, turns, tl.where(sees, (entry - j) * TURN + offset, 0), HEAD)
-        for start in tl.range(0, SLOTS, CHUNK, disable_licm=True):
-            slot = start + tl.arange(0, CHUNK)[None, :]
-            seen = sees[:, None] & (slot >= begin[:, None]) & (slot <= end[:, None])
-            at = (page[:, None] + slot * HEAD)[:, :, None] + d[None, None, :]
-            key = tl.load(keys + at, mask=seen[:, :, None], other=0.0).to(tl.float32)
-            score = tl.where(seen, tl.sum(turned[:, None, :] * key, 2), NEVER)
+    ROWS: tl.constexpr = query.shape[0]
+    kind = keys.dtype.element_ty
+    lane = tl.arange(0, GROUP * KEYS)
+    d = tl.arange(0, HEAD)[:, None]
+    partner = tl.where(d < HEAD // 4, d + HEAD // 4, tl.where(d < HEAD // 2, d - HEAD // 4, d))
+    direction = tl.where(d < HEAD // 4, 1.0, -1.0)
+    row = tl.arange(0, ROWS)[:, None]
+    peak = tl.full((ROWS,), NEVER, tl.float32)
+    total = tl.full((ROWS,), 0.0, tl.float32)
+    mixed = tl.full((ROWS, HEAD), 0.0, tl.float32)
+    lowest = tl.min(tl.where(live, begin, anchor), 0)
+    query = query.to(kind)
+    for group in tl.range(0, LISTS, GROUP, disable_licm=True):
+        start = anchor - KEYS
+        if TAIL > 0:
+            start += (TAIL + KEYS - 1) // KEYS * KEYS
+        while start + KEYS > lowest:
+            at = start + lane % KEYS
+            owner = group + lane // KEYS
+            seen = (at[None, :] >= begin[:, None]) & (at[None, :] <= end[:, None])
+            if TAIL > 0:
+                seen = seen | ((at >= anchor) & (at < anchor + TAIL))[None, :]
+            if LISTS > 1:
+                seen = seen & (owner[None, :] == row)
+            seen = seen & live[:, None]
+            needed = tl.max(seen.to(tl.int32), 0) > 0
+            j = at // SLOTS
+            if TAIL > 0:
+                j = tl.where(at >= anchor, tail, j)
+            page = tl.load(lists + owner * step + j, mask=needed, other=0).to(tl.int64)
+            place = (page * stride + at % SLOTS * HEAD)[None, :]
+            key = tl.load(keys + place + d, mask=needed[None, :], other=0.0)
+            if TURN > 0:
+                back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)[None, :] * (2 * HEAD) + d
+                swapped = tl.load(keys + place + partner, mask=needed[None, :], other=0.0).to(tl.float32) * direction
+                turned = key.to(tl.float32) * tl.load(turns + back) + swapped * tl.load(turns + back + HEAD)
+                key = turned.to(kind)
+            score = tl.dot(query, key, input_precision="ieee", out_dtype=tl.float32)
+            score = tl.where(seen, score, NEVER)
             higher = tl.maximum(peak, tl.max(score, 1))
             fade = tl.exp(peak - higher)
             weight = tl.where(seen, tl.exp(score - higher[:, None]), 0.0)
-            value = tl.load(values + at, mask=seen[:, :, None], other=0.0).to(tl.float32)
-            mixed = mixed * fade[:, None] + tl.sum(weight[:, :, None] * value, 1)
+            place = (page * stride + at % SLOTS * HEAD)[:, None] + tl.arange(0, HEAD)[None, :]
+            value = tl.load(values + place, mask=needed[:, None], other=0.0)
+            mixed = mixed * fade[:, None]
+            mixed += tl.dot(weight.to(kind), value, input_precision="ieee", out_dtype=tl.float32)
             total = total * fade + tl.sum(weight, 1)
             peak = higher
-        j += 1
-    return peak, total, mixed
+            start -= KEYS
+    return mixed / tl.where(live, total, 1.0)[:, None]
 
 
 @triton.jit
 def _paged_attention(query, keys, values, table, lengths, out, rows, entries, scale, SLOTS: tl.constexpr,
-                     HEADS: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+                     HEADS: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
+                     KEYS: tl.constexpr):  # fmt: skip
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row = first + tl.arange(0, ROWS)
     head = tl.program_id(1)
     length = tl.load(lengths + row, mask=row < rows, other=0)
     live = (row < rows) & (length > 0)
-    at = (row[:, None].to(tl.int64) * HEADS + head) * HEAD + tl.arange(0, HEAD)[None, :]
+    at = (row[:, None] * HEADS + head) * HEAD + tl.arange(0, HEAD)[None, :]
     q = tl.load(query + at, mask=live[:, None], other=0.0).to(tl.float32) * scale
-    none = tl.zeros((ROWS,), tl.float32)
-    last = tl.maximum(length - 1, 0)
-    _, total, mixed = attend(
-        q, q, none + NEVER, none, tl.zeros((ROWS, HEAD), tl.float32), keys + head * SLOTS * HEAD,
-        values + head * SLOTS * HEAD, HEADS * SLOTS * HEAD, table + row.to(tl.int64) * entries, live, row * 0, row * 0,
-        last // SLOTS, last % SLOTS, row * 0, out, SLOTS, HEAD, CHUNK, 0,
+    anchor = (tl.max(length, 0) + KEYS - 1) // KEYS * KEYS  # so that blocks begin where they do for any neighbours
+    result = attend(
+        q, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, HEADS * SLOTS * HEAD, table + first * entries,
+        entries, length * 0, length - 1, live, anchor, 0, 0, out, SLOTS, HEAD, ROWS, GROUP, KEYS, 0, 0,
     )  # fmt: skip
-    result = tl.where(live[:, None], mixed / tl.where(live, total, 1.0)[:, None], 0.0)
     tl.store(out + at, result.to(out.dtype.element_ty), mask=(row < rows)[:, None])
 
 
@@ -101,7 +134,7 @@ def paged_attention(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, 
         table: [R, entries] int32, contiguous: the pages of each row; entries past its length are not read.
         lengths: [R] int32: how many slots each row sees, over its pages from the first on; zero gives zeros.
     Returns:
-        [R, A, D/A] of the query's dtype; computed in float32.
+        [R, A, D/A] of the query's dtype; sums are float32, products of that dtype.
     Raises:
         ValueError: shapes, dtypes or strides; D/A is not a power of two of at least 16.
     Source: `reference.paged_attention`.
@@ -123,6 +156,6 @@ def paged_attention(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, 
     if rows:
         _paged_attention[(triton.cdiv(rows, ROWS), heads)](
             query, keys, values, table, lengths, out, rows, table.shape[1], 1.0 / math.sqrt(head), keys.shape[2],
-            heads, head, ROWS, CHUNK,
+            heads, head, ROWS, GROUP, min(KEYS, 2048 // head),
         )  # fmt: skip
     return out

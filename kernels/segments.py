@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from .sampling import Rule, draw, expectation, percentile, probabilities, uniform
+from .sharing import report_progress, share_pages, start_sharing, take_ticket
 from .transformer import embed, embed_goal, forward, logits_after, position_of
 
 COPY = tl.constexpr(64)
@@ -21,7 +22,7 @@ COPY = tl.constexpr(64)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Search:
     """What a kernel is compiled for besides the model: one kind of search."""
 
     horizon: int
@@ -30,7 +31,7 @@ class Plan:
     window: bool
     """the context is cropped, and computed anew, in every round"""
     entries: int
-    """pages in the list of a beam or a candidate, its own the last"""
+    """pages in the list of a beam or a candidate, its own the last; behind it stands the goal's"""
     action_rule: Rule
     reward_rule: Rule
     value_rule: Rule
@@ -40,6 +41,8 @@ class Plan:
     percentile_as_released: bool = False
     draft: bool = True
     """check several guessed observation tokens at once"""
+    share: bool = False
+    """compute what the beams' windows have in common once (`sharing`)"""
 
 
 class Rows(NamedTuple):
@@ -52,7 +55,7 @@ class Rows(NamedTuple):
     returns: Any
     """[...] float32, discounted sum of the rewards"""
     table: Any
-    """[..., entries] int32, pages, the newest last"""
+    """[..., entries + 1] int32, pages, the newest last, then the goal's"""
     logits: Any
     """beams: [..., padded] float32, of the token to come; candidates: unused"""
     value: Any
@@ -71,7 +74,7 @@ class Problems(NamedTuple):
     goals: Any
     """[B, N] int64 tokens"""
     table: Any
-    """[B, most entries] int64, pages of the prefix, the oldest first"""
+    """[B, most entries + 1] int64, pages of the prefix, the oldest first, then the goal's"""
     goal_pages: Any
     """[B] int64"""
     discounts: Any
@@ -83,7 +86,11 @@ class Problems(NamedTuple):
     fault: Any
     """[1] int64: least code of what went wrong (`fault_code`), at least `NO_FAULT` if nothing did"""
     tiles: Any
-    """[B] int64: tiles passed through the model in `observe`"""
+    """[B] int64: tiles of observations passed through the model in `observe`"""
+    slots: Any
+    """[B] int64: slots of windows computed anew in `observe`"""
+    progress: Any
+    """[1 + B*W] int64: tickets drawn, and how far each beam's window is (`sharing`)"""
 
 
 NO_FAULT = tl.constexpr(1 << 30)
@@ -110,12 +117,12 @@ def _check(logits, live, token, problems, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def _number(p, edges, SHAPE: tl.constexpr, PLAN: tl.constexpr):
+def _number(p, edges, SHAPE: tl.constexpr, SEARCH: tl.constexpr):
     """The number that a token's probabilities stand for."""
-    if PLAN.percentile is None:
+    if SEARCH.percentile is None:
         number = expectation(p, edges, SHAPE.vocabulary)
     else:
-        number = percentile(p, edges, SHAPE.vocabulary, PLAN.percentile, PLAN.percentile_as_released)
+        number = percentile(p, edges, SHAPE.vocabulary, SEARCH.percentile, SEARCH.percentile_as_released)
     return number
 
 
@@ -139,40 +146,45 @@ def _sequence(at, prefix, length, planned, live):
 
 
 @triton.jit
-def _compute(u, end, oldest, table, goal_table, window, prefix, length, planned, model, pages, SHAPE: tl.constexpr):
-    """Pass the tokens in slots u to end - 1 of one sequence through the model, a tile at a time.
+def _compute(u, end, oldest, lists, count, window, prefix, length, planned, model, pages, progress, row, round,
+             SHAPE: tl.constexpr, SEARCH: tl.constexpr, SHARES: tl.constexpr):  # fmt: skip
+    """Pass the tokens in slots u to end - 1 of one sequence through the model, a tile of one page at a time.
 
-    Slots are counted over its list of pages. `window` is the index in the sequence of the window's first token.
-    Returns the last tile's hidden rows, and where in it the last token is.
+    Slots are counted along its list of pages. `window` is the index in the sequence of the window's first token. If
+    it SHARES its pages, the other programs hear of every tile. Returns the last tile's hidden rows, and where in it the
+    last token is.
     """
     lane = tl.arange(0, SHAPE.rows)
     hidden = tl.full((SHAPE.rows, SHAPE.width), 0.0, SHAPE.dtype)
     last = 0
     while u < end:
-        live = u + lane < end
-        at = tl.minimum(u + lane, end - 1)
-        entry, slot = at // SHAPE.slots, at % SHAPE.slots
+        entry = u // SHAPE.slots
+        stop = tl.minimum(tl.minimum(u + SHAPE.rows, (entry + 1) * SHAPE.slots), end)
+        live = u + lane < stop
+        slot = tl.minimum(u + lane, stop - 1) - entry * SHAPE.slots
         token = _sequence(window + position_of(entry, slot, oldest, SHAPE), prefix, length, planned, live)
-        x = embed(token, entry, slot, oldest + lane * 0, live, model, SHAPE)
-        hidden = forward(
-            x, entry, slot, oldest + lane * 0, table + lane * 0, goal_table + lane * 0, live, model, pages, SHAPE, False
-        )
-        last = end - 1 - u
-        u += SHAPE.rows
+        x = embed(token, entry, slot, oldest, live, model, SHAPE)
+        hidden = forward(x, slot, live, oldest + lane * 0, entry, lists, 0, count, model, pages, SHAPE, 1, False)
+        last = stop - 1 - u
+        u = stop
         tl.debug_barrier()
+        if SHARES:
+            report_progress(progress, row, round, u, SHAPE, SEARCH)
     return hidden, last
 
 
 @triton.jit
-def prefill(model, pages, beams, problems, longest, most_entries, SHAPE: tl.constexpr, PLAN: tl.constexpr):
-    """Compute one problem's goal, and what is not yet computed of its prefix; it becomes the first beam. Grid [B]."""
+def prefill(model, pages, beams, problems, longest, columns, SHAPE: tl.constexpr, SEARCH: tl.constexpr):
+    """Compute one problem's goal, and what is not yet computed of its prefix; it becomes the first beam. Grid [B].
+
+    longest, columns: numbers in a row of `problems.prefix` and of `problems.table`.
+    """
     b = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, SHAPE.rows)
     state = problems.state + b * FIELDS
     transitions = tl.load(state + TRANSITIONS).to(tl.int32)
     entries = tl.load(state + ENTRIES).to(tl.int32)
     begin = tl.load(state + BEGIN).to(tl.int32)
-    goal_table = problems.goal_pages + b
     if SHAPE.goal:
         start = 0
         while start < SHAPE.observation_dim:
@@ -180,38 +192,43 @@ def prefill(model, pages, beams, problems, longest, most_entries, SHAPE: tl.cons
             live = index < SHAPE.observation_dim
             token = tl.load(problems.goals + b * SHAPE.observation_dim + index, mask=live, other=0).to(tl.int32)
             x = embed_goal(token, index, live, model, SHAPE)
-            zero = lane * 0
             slot = tl.where(live, index, 0)
-            forward(x, zero, slot, zero, problems.table + zero, goal_table + zero, live, model, pages, SHAPE, True)
+            forward(x, slot, live, lane * 0, 0, problems.goal_pages + b, 0, 1, model, pages, SHAPE, 1, True)
             start += SHAPE.rows
             tl.debug_barrier()
     prefix = problems.prefix + b * longest
-    table = problems.table + b * most_entries
+    lists = problems.table + b * columns
     length = transitions * SHAPE.transition_dim + SHAPE.observation_dim
     oldest = entries - transitions - 1
     hidden, last = _compute(
-        begin, entries * SHAPE.slots, oldest, table, goal_table, 0, prefix, length, beams.tokens, model, pages, SHAPE
-    )
+        begin, entries * SHAPE.slots, oldest, lists, entries, 0, prefix, length, beams.tokens, model, pages,
+        problems.progress, b, 0, SHAPE, SEARCH, False,
+    )  # fmt: skip
     logits = logits_after(hidden, SHAPE.observation_dim - 1, model, SHAPE)
     live = lane == last
     _check(logits, live, lane * 0, problems, SHAPE)
-    beam = b * PLAN.beam_width
+    beam = b * SEARCH.beam_width
     column = tl.arange(0, SHAPE.padded)[None, :]
     tl.store(beams.logits + beam * SHAPE.padded + column + lane[:, None] * 0, logits, mask=live[:, None])
     tl.store(beams.returns + beam, 0.0)
+    table = beams.table + beam * (SEARCH.entries + 1)
     newest = tl.arange(0, 16)
     shift = 0
-    while shift < PLAN.entries:  # the beam's list ends where the prefix's does
+    while shift < SEARCH.entries:  # the beam's list ends where the prefix's does
         back = shift + newest
-        mask = (back < PLAN.entries) & (back < entries)
-        page = tl.load(table + entries - 1 - back, mask=mask, other=0)
-        tl.store(beams.table + beam * PLAN.entries + PLAN.entries - 1 - back, page, mask=mask)
+        mask = (back < SEARCH.entries) & (back < entries)
+        page = tl.load(lists + entries - 1 - back, mask=mask, other=0)
+        tl.store(table + SEARCH.entries - 1 - back, page.to(tl.int32), mask=mask)
         shift += 16
+    if SHAPE.goal:
+        tl.store(table + SEARCH.entries, tl.load(problems.goal_pages + b).to(tl.int32))
+    if SEARCH.share:
+        start_sharing(problems.progress, b, SEARCH.beam_width)
 
 
 @triton.jit(do_not_specialize=["round", "first_page", "rows"])
 def expand(
-    model, pages, beams, candidates, problems, round, rows, first_page, SHAPE: tl.constexpr, PLAN: tl.constexpr,
+    model, pages, beams, candidates, problems, round, rows, first_page, SHAPE: tl.constexpr, SEARCH: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
     """Decode an action, a reward and a value for each candidate. Grid: `rows` (B * C) over TILE, at most SHAPE.rows.
@@ -222,31 +239,35 @@ def expand(
     row = tl.program_id(0) * TILE + lane
     live = (lane < TILE) & (row < rows)
     row = tl.where(live, row, 0).to(tl.int64)
-    problem = row // (PLAN.beam_width * PLAN.expand)
-    index = (row - problem * PLAN.beam_width * PLAN.expand).to(tl.int32)
-    parent = problem * PLAN.beam_width
+    problem = row // (SEARCH.beam_width * SEARCH.expand)
+    index = (row - problem * SEARCH.beam_width * SEARCH.expand).to(tl.int32)
+    parent = problem * SEARCH.beam_width
     if round > 0:
-        parent += index // PLAN.expand
+        parent += index // SEARCH.expand
     state = problems.state + problem * FIELDS
     seed = tl.load(state + SEED)
     number = tl.load(state + NUMBER)
     transitions = tl.load(state + TRANSITIONS).to(tl.int32) + round
-    ACTION: tl.constexpr = PLAN.action_rule  # named here: Triton 3.6 takes no attribute as a constant
-    REWARD: tl.constexpr = PLAN.reward_rule
-    VALUE: tl.constexpr = PLAN.value_rule
-    longest: tl.constexpr = PLAN.horizon * SHAPE.transition_dim
+    ACTION: tl.constexpr = SEARCH.action_rule  # named here: Triton 3.6 takes no attribute as a constant
+    REWARD: tl.constexpr = SEARCH.reward_rule
+    VALUE: tl.constexpr = SEARCH.value_rule
+    longest: tl.constexpr = SEARCH.horizon * SHAPE.transition_dim
     first_token = round * SHAPE.transition_dim
     tokens = candidates.tokens + row * longest
-    table = candidates.table + row * PLAN.entries
+    table = candidates.table + row * (SEARCH.entries + 1)
     _copy(beams.tokens + parent * longest, tokens, first_token, live)
-    _copy(beams.rewards + parent * PLAN.horizon, candidates.rewards + row * PLAN.horizon, round, live)
-    _copy(beams.table + parent * PLAN.entries + 1, table, PLAN.entries - 1, live)
-    tl.store(table + PLAN.entries - 1, (first_page + row).to(tl.int32), mask=live)
+    _copy(beams.rewards + parent * SEARCH.horizon, candidates.rewards + row * SEARCH.horizon, round, live)
+    inherited = beams.table + parent * (SEARCH.entries + 1)
+    _copy(inherited + 1, table, SEARCH.entries - 1, live)
+    tl.store(table + SEARCH.entries - 1, (first_page + row).to(tl.int32), mask=live)
+    if SHAPE.goal:
+        _copy(inherited + SEARCH.entries, table + SEARCH.entries, 1, live)
     tl.debug_barrier()
-    if PLAN.window:
-        transitions = tl.minimum(transitions, PLAN.entries - 2)
-    oldest = tl.maximum(PLAN.entries - 2 - transitions, 0)
-    entry = lane * 0 + PLAN.entries - 1
+    if SEARCH.window:
+        transitions = tl.minimum(transitions, SEARCH.entries - 2)
+    oldest = tl.maximum(SEARCH.entries - 2 - transitions, 0)
+    entry = SEARCH.entries - 1
+    lists = candidates.table + tl.program_id(0).to(tl.int64) * TILE * (SEARCH.entries + 1)
     column = tl.arange(0, SHAPE.padded)[None, :]
     logits = tl.load(beams.logits + parent[:, None] * SHAPE.padded + column)
     reward = tl.full((SHAPE.rows,), 0.0, tl.float32)
@@ -257,31 +278,33 @@ def expand(
         else:
             p = probabilities(logits, SHAPE.vocabulary, REWARD)
             token = draw(p, noise, SHAPE.vocabulary, REWARD)
-            reward = _number(p, problems.reward_edges, SHAPE, PLAN)
+            reward = _number(p, problems.reward_edges, SHAPE, SEARCH)
         tl.store(tokens + first_token + step, token, mask=live)
         slot = lane * 0 + step
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
-        hidden = forward(x, entry, slot, oldest, table, problems.goal_pages + problem, live, model, pages, SHAPE, False)
+        hidden = forward(
+            x, slot, live, oldest, entry, lists, SEARCH.entries + 1, SEARCH.entries, model, pages, SHAPE, TILE, False
+        )
         logits = logits_after(hidden, SHAPE.observation_dim + step, model, SHAPE)
         _check(logits, live, first_token + step + 1 + lane * 0, problems, SHAPE)
     step = SHAPE.action_dim + 1
     noise = uniform(seed, number, index, first_token + step + lane * 0)
     p = probabilities(logits, SHAPE.vocabulary, VALUE)
     tl.store(tokens + first_token + step, draw(p, noise, SHAPE.vocabulary, VALUE), mask=live)
-    value = _number(p, problems.value_edges, SHAPE, PLAN)
+    value = _number(p, problems.value_edges, SHAPE, SEARCH)
     discounts = problems.discounts + round
     returns = tl.load(beams.returns + parent, mask=live, other=0.0) + reward * tl.load(discounts)
-    tl.store(candidates.rewards + row * PLAN.horizon + round, reward, mask=live)
+    tl.store(candidates.rewards + row * SEARCH.horizon + round, reward, mask=live)
     tl.store(candidates.returns + row, returns, mask=live)
     tl.store(candidates.value + row, value, mask=live)
     tl.store(candidates.score + row, returns + value * tl.load(discounts + 1), mask=live)
 
 
 @triton.jit(do_not_specialize=["round"])
-def observe(model, pages, beams, candidates, problems, kept, round, longest, SHAPE: tl.constexpr, PLAN: tl.constexpr):
+def observe(model, pages, beams, candidates, problems, kept, round, longest, SHAPE: tl.constexpr, SEARCH: tl.constexpr):
     """Make one kept candidate a beam, and decode its next observation. Grid [B * W].
 
-    With `PLAN.window` its window is cropped and computed anew first, onto pages of its own. The tile's rows are the
+    With `SEARCH.window` its window is cropped and computed anew first, onto pages of its own. The tile's rows are the
     next 16 tokens as far as they can be guessed: those of the observation before. A guess that the model itself would
     have drawn is kept, with all it computed; the first that it would not is replaced by what it drew, and is the next
     tile's first row. So the tokens are those of decoding one by one, to the bit.
@@ -289,39 +312,50 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
     kept: [B, W] int64, which candidate each beam continues.
     """
     row = tl.program_id(0).to(tl.int64)
-    b = row // PLAN.beam_width
+    if SEARCH.share:
+        row = take_ticket(problems.progress, round)
+    b = row // SEARCH.beam_width
     lane = tl.arange(0, SHAPE.rows)
     alone = lane == 0
-    source = b * (PLAN.beam_width * PLAN.expand) + tl.load(kept + row)
+    source = b * (SEARCH.beam_width * SEARCH.expand) + tl.load(kept + row)
     state = problems.state + b * FIELDS
     seed = tl.load(state + SEED) + lane * 0
     number = tl.load(state + NUMBER) + lane * 0
     before = tl.load(state + TRANSITIONS).to(tl.int32)
-    OBSERVATION: tl.constexpr = PLAN.observation_rule
-    planned_most: tl.constexpr = PLAN.horizon * SHAPE.transition_dim
+    OBSERVATION: tl.constexpr = SEARCH.observation_rule
+    planned_most: tl.constexpr = SEARCH.horizon * SHAPE.transition_dim
     done_tokens = round * SHAPE.transition_dim + SHAPE.action_dim + 2
     tokens = beams.tokens + row * planned_most
-    table = beams.table + row * PLAN.entries
+    table = beams.table + row * (SEARCH.entries + 1)
     zero = lane * 0
     _copy(candidates.tokens + source * planned_most + zero, tokens + zero, done_tokens, alone)
-    rewards = beams.rewards + row * PLAN.horizon
-    _copy(candidates.rewards + source * PLAN.horizon + zero, rewards + zero, round + 1, alone)
+    rewards = beams.rewards + row * SEARCH.horizon
+    _copy(candidates.rewards + source * SEARCH.horizon + zero, rewards + zero, round + 1, alone)
     tl.store(beams.returns + row, tl.load(candidates.returns + source))
     prefix = problems.prefix + b * longest
     length = before * SHAPE.transition_dim + SHAPE.observation_dim
-    goal_table = problems.goal_pages + b
     transitions = before + round + 1
-    if PLAN.window:
-        transitions = tl.minimum(transitions, PLAN.entries - 2)
-        oldest = PLAN.entries - 1 - transitions
+    if SEARCH.window:
+        transitions = tl.minimum(transitions, SEARCH.entries - 2)
+        oldest = SEARCH.entries - 1 - transitions
         begin = oldest * SHAPE.slots + SHAPE.action_dim + 1
-        end = (PLAN.entries - 1) * SHAPE.slots + SHAPE.action_dim + 1
+        end = (SEARCH.entries - 1) * SHAPE.slots + SHAPE.action_dim + 1
         window = (before + round + 1 - transitions) * SHAPE.transition_dim
+        if SEARCH.share:
+            shared = share_pages(
+                row, b, candidates.tokens, kept, table, round, transitions, problems.progress, SHAPE, SEARCH
+            )
+            begin = tl.maximum(begin, shared * SHAPE.slots)
+            report_progress(problems.progress, row, round, shared * SHAPE.slots, SHAPE, SEARCH)
         tl.debug_barrier()
-        _compute(begin, end, oldest, table, goal_table, window, prefix, length, tokens, model, pages, SHAPE)
+        _compute(
+            begin, end, oldest, table, SEARCH.entries, window, prefix, length, tokens, model, pages,
+            problems.progress, row, round, SHAPE, SEARCH, SEARCH.share,
+        )  # fmt: skip
+        tl.atomic_add(problems.slots + b, (end - begin).to(tl.int64))
     else:
-        oldest = tl.maximum(PLAN.entries - 1 - transitions, 0)
-        _copy(candidates.table + source * PLAN.entries + lane * 0, table + lane * 0, PLAN.entries, alone)
+        oldest = tl.maximum(SEARCH.entries - 1 - transitions, 0)
+        _copy(candidates.table + source * (SEARCH.entries + 1) + zero, table + zero, SEARCH.entries + 1, alone)
     fed = tokens + done_tokens - 1  # the value token, then the observation's
     now = (before + round) * SHAPE.transition_dim
     guess = 0
@@ -332,20 +366,18 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
         guess += SHAPE.rows
     tl.debug_barrier()
     column = tl.arange(0, SHAPE.padded)[None, :]
-    entry = lane * 0 + PLAN.entries - 1
+    entry = SEARCH.entries - 1
     done = 0
     tiles = oldest * 0
     while done <= SHAPE.observation_dim:
         at = done + lane
         live = at <= SHAPE.observation_dim
-        if not PLAN.draft:
+        if not SEARCH.draft:
             live = live & alone
         token = tl.load(fed + at, mask=live, other=0).to(tl.int32)
         slot = tl.where(at == 0, SHAPE.slots, tl.where(live, SHAPE.action_dim + at, 0))
-        x = embed(token, entry, slot, oldest + lane * 0, live, model, SHAPE)
-        hidden = forward(
-            x, entry, slot, oldest + lane * 0, table + lane * 0, goal_table + lane * 0, live, model, pages, SHAPE, False
-        )
+        x = embed(token, entry, slot, oldest, live, model, SHAPE)
+        hidden = forward(x, slot, live, oldest + zero, entry, table, 0, SEARCH.entries, model, pages, SHAPE, 1, False)
         logits = tl.full((SHAPE.rows, SHAPE.padded), 0.0, tl.float32)
         count = tl.sum(live.to(tl.int32), 0)
         i = 0
@@ -354,7 +386,7 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
             logits = tl.where((lane == i)[:, None], logits_after(hidden, head, model, SHAPE), logits)
             i += 1
         p = probabilities(logits, SHAPE.vocabulary, OBSERVATION)
-        noise = uniform(seed, number, lane * 0 + (row - b * PLAN.beam_width).to(tl.int32), done_tokens + at)
+        noise = uniform(seed, number, lane * 0 + (row - b * SEARCH.beam_width).to(tl.int32), done_tokens + at)
         drawn = draw(p, noise, SHAPE.vocabulary, OBSERVATION)
         guessed = tl.load(fed + at + 1, mask=live & (at < SHAPE.observation_dim), other=0)
         wrong = live & (at < SHAPE.observation_dim) & (drawn != guessed)
@@ -370,16 +402,16 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
 
 
 @triton.jit(do_not_specialize=["rounds"])
-def take(candidates, problems, kept, score, out, rounds, SHAPE: tl.constexpr, PLAN: tl.constexpr):
+def take(candidates, problems, kept, score, out, rounds, SHAPE: tl.constexpr, SEARCH: tl.constexpr):
     """Gather one candidate a problem: tokens, rewards, value and score. Grid [B].
 
-    kept: [B] int64; score: [B] float32; out: [B, H*K + H + 4] int32, floats by their bits; the last two are the code of
-    what went wrong, or -1, and the problem's tiles.
+    kept: [B] int64; score: [B] float32; out: [B, H*K + H + 5] int32, floats by their bits; the last three are the code
+    of what went wrong, or -1, and the problem's tiles and slots.
     """
     b = tl.program_id(0).to(tl.int64)
-    row = b * (PLAN.beam_width * PLAN.expand) + tl.load(kept + b)
-    longest: tl.constexpr = PLAN.horizon * SHAPE.transition_dim
-    target = out + b * (longest + PLAN.horizon + 4)
+    row = b * (SEARCH.beam_width * SEARCH.expand) + tl.load(kept + b)
+    longest: tl.constexpr = SEARCH.horizon * SHAPE.transition_dim
+    target = out + b * (longest + SEARCH.horizon + 5)
     start = 0
     while start < longest:
         at = start + tl.arange(0, COPY)
@@ -388,14 +420,15 @@ def take(candidates, problems, kept, score, out, rounds, SHAPE: tl.constexpr, PL
         tl.store(target + at, token, mask=at < longest)
         start += COPY
     start = 0
-    while start < PLAN.horizon:
+    while start < SEARCH.horizon:
         at = start + tl.arange(0, COPY)
-        reward = tl.load(candidates.rewards + row * PLAN.horizon + at, mask=at < rounds, other=0.0)
-        tl.store(target + longest + at, reward.to(tl.int32, bitcast=True), mask=at < PLAN.horizon)
+        reward = tl.load(candidates.rewards + row * SEARCH.horizon + at, mask=at < rounds, other=0.0)
+        tl.store(target + longest + at, reward.to(tl.int32, bitcast=True), mask=at < SEARCH.horizon)
         start += COPY
-    numbers = target + longest + PLAN.horizon
+    numbers = target + longest + SEARCH.horizon
     tl.store(numbers, tl.load(candidates.value + row).to(tl.int32, bitcast=True))
     tl.store(numbers + 1, tl.load(score + b).to(tl.int32, bitcast=True))
     fault = tl.load(problems.fault)
     tl.store(numbers + 2, tl.where(fault >= NO_FAULT, -1, fault).to(tl.int32))
     tl.store(numbers + 3, tl.load(problems.tiles + b).to(tl.int32))
+    tl.store(numbers + 4, tl.load(problems.slots + b).to(tl.int32))

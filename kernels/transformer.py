@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import NEVER, attend, turn
+from .attention import attend, turn
 
 NORM_EPS = tl.constexpr(1e-5)
 ROTARY_BASE = 10_000.0
@@ -47,8 +47,8 @@ class Shape:
     """of weights, keys and values; sums are float32"""
     rows: int = 16
     """of a tile; a matrix unit takes no fewer"""
-    chunk: int = 8
-    """slots of a page read at a time"""
+    group: int = 4
+    """lists of pages read at a time by rows that have their own"""
     tile: int = 8192
     """numbers of a feed-forward matrix read at a time"""
 
@@ -81,6 +81,16 @@ class Shape:
     def hidden_chunk(self) -> int:
         """Hidden units of the feed-forward layer computed at a time."""
         return min(4 * self.width, max(16, self.tile // self.width))
+
+    @property
+    def keys(self) -> int:
+        """Keys of one list read at a time, by rows that share it."""
+        return max(16, min(128, 4096 // self.head_width))
+
+    @property
+    def group_keys(self) -> int:
+        """Keys of each list read at a time, by rows that have their own."""
+        return max(16, min(64, 8192 // self.head_width // self.group))
 
     @property
     def page_size(self) -> int:
@@ -237,16 +247,19 @@ def swap_pairs(x, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE: tl.constexpr, IS_GOAL: tl.constexpr):
+def forward(x, slot, live, oldest, entry, lists, step, count, model, pages, SHAPE: tl.constexpr, LISTS: tl.constexpr,
+            IS_GOAL: tl.constexpr):  # fmt: skip
     """Pass a tile through all layers; write its keys and values; return what the heads read.
 
     Args:
         x: [R, D] float32, embedded tokens.
-        entry, slot: [R] int32, each token's page in its list, and its place there (goal tokens: 0 and their index).
-        oldest: [R] int32, the first entry of each list that holds anything: an observation.
-        table: [R] pointers to each row's list of pages.
-        goal_table: [R] pointers to the page of each row's goal (read if SHAPE.goal).
+        slot: [R] int32, each token's place on its page (a goal's: its index).
         live: [R] bool, rows that are there; the others write nothing.
+        oldest: [R] int32, the first page of each list that holds anything: an observation.
+        entry: which page of its list every token is on.
+        lists: pointer to the first row's list of pages.
+        step: from a row's list to the next row's; LISTS is 1, and step 0, if the tile is of one sequence.
+        count: pages of a list; behind them stands the goal's (read if SHAPE.goal).
         pages: pointer to all pages, [page, layer, key or value, head, slot, D/A].
         IS_GOAL: the tile's tokens are a goal's.
     Returns:
@@ -254,23 +267,27 @@ def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE
     """
     D: tl.constexpr = SHAPE.width
     HEAD: tl.constexpr = SHAPE.head_width
+    SLOTS: tl.constexpr = SHAPE.slots
     PART: tl.constexpr = SHAPE.slots * SHAPE.width
     CHUNK: tl.constexpr = SHAPE.hidden_chunk
+    GROUP: tl.constexpr = 1 if LISTS == 1 else SHAPE.group
+    KEYS: tl.constexpr = SHAPE.keys if LISTS == 1 else SHAPE.group_keys
     TURN: tl.constexpr = SHAPE.transition_dim if SHAPE.rotary and not IS_GOAL else 0
+    TAIL: tl.constexpr = SHAPE.observation_dim if SHAPE.goal and not IS_GOAL else 0
     h_lane = tl.arange(0, HEAD)
-    is_next = (slot > SHAPE.action_dim) & (slot < SHAPE.slots)
-    first = tl.maximum(oldest, entry - SHAPE.sight - tl.where(is_next, 0, 1))
+    is_value = slot == SLOTS
+    is_next = (slot > SHAPE.action_dim) & (slot < SLOTS)
     offset = slot + is_next.to(tl.int32)  # in tokens from its page's first: the value token lies between
-    offset = tl.where(slot == SHAPE.slots, SHAPE.action_dim + 1, offset)
-    limit = tl.where(slot == SHAPE.slots, SHAPE.action_dim, slot)
-    low = slot * 0 + SHAPE.action_dim + 1
-    nothing = tl.full((SHAPE.rows,), 0.0, tl.float32)
-    if IS_GOAL:
-        own = tl.load(goal_table, mask=live, other=0).to(tl.int64)
-    else:
-        own = tl.load(table + entry, mask=live, other=0).to(tl.int64)
+    offset = tl.where(is_value, SHAPE.action_dim + 1, offset)
+    anchor = (entry + 1) * SLOTS
+    begin = slot * 0 + entry * SLOTS
+    end = begin + tl.where(is_value, SHAPE.action_dim, slot)
+    if not IS_GOAL:
+        first = tl.maximum(oldest, entry - SHAPE.sight - tl.where(is_next, 0, 1))
+        begin = first * SLOTS + SHAPE.action_dim + 1  # of the first page only the observation
+    own = tl.load(lists + tl.arange(0, SHAPE.rows) * step + entry, mask=live, other=0).to(tl.int64)
     stored = own[:, None] * SHAPE.page_size + slot[:, None] * HEAD + h_lane[None, :]
-    has_slot = (live & (slot < SHAPE.slots))[:, None]
+    has_slot = (live & (slot < SLOTS))[:, None]
     for layer in tl.range(0, SHAPE.layers, disable_licm=True):
         matrices = model.matrices + layer * SHAPE.layer_matrices
         vectors = model.vectors + layer * SHAPE.layer_vectors
@@ -287,7 +304,7 @@ def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE
                     key = tl.where((h_lane < HEAD // 2)[None, :], 0.0, key)
                 else:
                     key = turn(key, swap_pairs(key, SHAPE), model.turns, offset, HEAD)
-            at = stored + head * SHAPE.slots * HEAD
+            at = stored + head * SLOTS * HEAD
             tl.store(keys + at, key.to(SHAPE.dtype), mask=has_slot)
             tl.store(values + at, value.to(SHAPE.dtype), mask=has_slot)
         tl.debug_barrier()  # neighbours in the tile, and later steps, read what was just written
@@ -295,28 +312,13 @@ def forward(x, entry, slot, oldest, table, goal_table, live, model, pages, SHAPE
         for head in tl.range(0, SHAPE.heads, disable_licm=True):
             query = product(normed, matrices + head * D * HEAD, D, HEAD, HEAD)
             query = (query + tl.load(vectors + 2 * D + head * HEAD + h_lane)[None, :]) * (1.0 / HEAD**0.5)
-            swapped = query
             if TURN > 0:
-                swapped = swap_pairs(query, SHAPE)
-            head_keys = keys + head * SHAPE.slots * HEAD
-            head_values = values + head * SHAPE.slots * HEAD
-            peak, total, mixed = nothing + NEVER, nothing, tl.full((SHAPE.rows, HEAD), 0.0, tl.float32)
-            if SHAPE.goal:
-                goal_limit = slot * 0 + SHAPE.observation_dim - 1
-                if IS_GOAL:
-                    goal_limit = slot
-                peak, total, mixed = attend(
-                    query, query, peak, total, mixed, head_keys, head_values, SHAPE.page_size, goal_table,
-                    live, slot * 0, slot * 0, slot * 0, goal_limit, offset, model.turns, SHAPE.slots,
-                    HEAD, SHAPE.chunk, 0,
-                )  # fmt: skip
-            if not IS_GOAL:
-                peak, total, mixed = attend(
-                    query, swapped, peak, total, mixed, head_keys, head_values, SHAPE.page_size, table, live, first,
-                    low,                     entry, limit, offset, model.turns, SHAPE.slots, HEAD, SHAPE.chunk, TURN,
-                )  # fmt: skip
-            mixed = (mixed / tl.where(live, total, 1.0)[:, None]).to(SHAPE.dtype)
-            added += product(mixed, matrices + 3 * D * D + head * HEAD * D, HEAD, D, D)
+                query = turn(query, swap_pairs(query, SHAPE), model.turns, offset, HEAD)
+            mixed = attend(
+                query, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, SHAPE.page_size, lists, step,
+                begin, end, live, anchor, entry, count, model.turns, SLOTS, HEAD, LISTS, GROUP, KEYS, TURN, TAIL,
+            )  # fmt: skip
+            added += product(mixed.to(SHAPE.dtype), matrices + 3 * D * D + head * HEAD * D, HEAD, D, D)
         x += added + tl.load(vectors + 5 * D + tl.arange(0, D))[None, :]
         normed = layer_norm(x, vectors + 6 * D, SHAPE).to(SHAPE.dtype)
         added = tl.full((SHAPE.rows, D), 0.0, tl.float32)

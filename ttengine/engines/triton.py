@@ -63,9 +63,9 @@ class TritonEngine:
         self.discretizer = discretizer.to(self.device)
         self._host_discretizer = discretizer.to("cpu")
         self.counters = Counters()
-        self.shape, self.plan = compiled_for(model.config, config)
+        self.shape, self.search = compiled_for(model.config, config)
         K = model.config.transition_dim
-        self._packed = transformer.pack(model.state_dict(), self.shape, (self.plan.entries + 1) * K)
+        self._packed = transformer.pack(model.state_dict(), self.shape, (self.search.entries + 1) * K)
         self._segments, self._select = segments, select
         self._make_memory = Memory
         self._memories: dict[int, Memory] = {}
@@ -82,7 +82,7 @@ class TritonEngine:
         while memory is None and len(self._memories) >= KEPT_SIZES:
             del self._memories[next(iter(self._memories))]
         self._memory = memory or self._make_memory(
-            len(prefixes), self.model.config, self.shape, self.plan, self.discretizer, self.config, self.device
+            len(prefixes), self.model.config, self.shape, self.search, self.discretizer, self.config, self.device
         )
         self._memories[len(prefixes)] = self._memory  # the last used is the last
         if self._memory.awaits_prefill:  # what was said last was never computed
@@ -138,8 +138,9 @@ class TritonEngine:
         memory.found_on_host.copy_(memory.found, non_blocking=True)
         self._wait()
         found = memory.found_on_host.clone()
-        self.counters = self._count(self._round, int(found[:, -1].sum()))
-        fault = int(found[0, -2])
+        tiles, slots = found[:, -2:].sum(dim=0).tolist()
+        self.counters = self._count(self._round, tiles, slots)
+        fault = int(found[0, -3])
         if fault >= 0:
             memory.forget()
             token = fault // 2
@@ -158,14 +159,14 @@ class TritonEngine:
 
     def expand(self, copies: int) -> Candidates:
         """Copy each beam, decode an action, a reward and a value."""
-        memory, plan = self._memory, self.plan
-        if copies != plan.expand:
+        memory = self._memory
+        if copies != self.search.expand:
             raise ConfigError(
-                f"expand({copies}): this engine's kernels are compiled for {plan.expand} copies of a beam"
+                f"expand({copies}): this engine's kernels are compiled for {self.search.expand} copies of a beam"
             )
         if self._round == 0:
-            longest, entries = (memory.staged.host[name].shape[1] for name in ("prefix", "table"))
-            self._launch(self._segments.prefill, len(memory.episodes), memory.beams, memory.problems, longest, entries)
+            longest, columns = (memory.staged.host[name].shape[1] for name in ("prefix", "table"))
+            self._launch(self._segments.prefill, len(memory.episodes), memory.beams, memory.problems, longest, columns)
             memory.awaits_prefill = False
         rows, tile = memory.candidates.returns.numel(), memory.rows_of_a_tile
         first_page = memory.first_page + self._round % memory.turns * rows
@@ -210,7 +211,7 @@ class TritonEngine:
         """Gather one candidate of each problem, with the score that `select_beams` gave it. kept [B, 1] int64."""
         memory = self._memory
         self._segments.take[(len(kept),)](
-            memory.candidates, memory.problems, kept, self._score, memory.found, self._round, self.shape, self.plan
+            memory.candidates, memory.problems, kept, self._score, memory.found, self._round, self.shape, self.search
         )
         return self._read(memory.found, memory.staged.device["start"], self.discretizer)[0]
 
@@ -229,31 +230,31 @@ class TritonEngine:
     def _launch(self, kernel: Any, programs: int, *arguments: Any, **constants: int) -> None:
         options = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": True}
         kernel[(programs,)](
-            self._packed, self._memory.pages, *arguments, SHAPE=self.shape, PLAN=self.plan, **constants, **options
+            self._packed, self._memory.pages, *arguments, SHAPE=self.shape, SEARCH=self.search, **constants, **options
         )
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
 
-    def _count(self, rounds: int, tiles: int) -> Counters:
-        """Work done, which follows from the lengths; only the tiles of `observe` are counted by the kernels."""
-        memory, model, plan, fields = self._memory, self.model.config, self.plan, self._segments
+    def _count(self, rounds: int, tiles: int, slots: int) -> Counters:
+        """Work done, which follows from the lengths; the kernels count tiles of observations and slots of windows."""
+        memory, model, search, fields = self._memory, self.model.config, self.search, self._segments
         N, M, K = model.observation_dim, model.action_dim, model.transition_dim
         state = memory.staged.host["state"]
         transitions = state[:, fields.TRANSITIONS.value]
         computed = memory.slots * state[:, fields.ENTRIES.value] - state[:, fields.BEGIN.value]
-        beams = len(state) * plan.beam_width
-        decoded = rounds * beams * plan.expand * (M + 1) + (rounds - 1) * beams * (N + 1)
+        beams = len(state) * search.beam_width
+        decoded = rounds * beams * search.expand * (M + 1) + (rounds - 1) * beams * (N + 1)
         again = 0
-        if plan.window:  # every beam's window, values aside: no token sees them
-            windows = [(transitions + r).clamp(max=plan.entries - 2) for r in range(1, rounds)]
-            again = plan.beam_width * sum(int(length.sum()) * (K - 1) for length in windows)
+        if search.window:  # every beam's window, values aside: no token sees them
+            windows = [(transitions + r).clamp(max=search.entries - 2) for r in range(1, rounds)]
+            again = search.beam_width * sum(int(length.sum()) * (K - 1) for length in windows)
         return Counters(
             token_steps=1 + rounds * (M + 1) + (rounds - 1) * (N + 1),
             logical_rows=int((transitions * K + N).sum()) + decoded + again,
-            physical_rows=int(computed.sum()) + decoded + again,
-            prefills=len(state) + (beams * (rounds - 1) if plan.window else 0),
+            physical_rows=int(computed.sum()) + decoded + slots,
+            prefills=len(state) + (beams * (rounds - 1) if search.window else 0),
             observe_tiles=tiles,
         )
 

@@ -13,14 +13,14 @@ from ttengine.discretizer import Discretizer
 from ttengine.engines.reference import window_tokens
 from ttengine.errors import EngineError
 from ttengine.kernels.sampling import Rule
-from ttengine.kernels.segments import FIELDS, NO_FAULT, Plan, Problems, Rows
+from ttengine.kernels.segments import FIELDS, NO_FAULT, Problems, Rows, Search
 from ttengine.kernels.transformer import Shape
 
-LAST = 4
-"""Numbers of a found plan besides tokens and rewards: value, score, what went wrong, tiles."""
+LAST = 5
+"""Numbers of a found plan besides tokens and rewards: value, score, what went wrong, tiles, slots."""
 
 
-def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Plan]:
+def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Search]:
     """Return what the kernels are compiled for."""
     import triton.language as tl
 
@@ -41,7 +41,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Plan]:
     )
     # a window holds so many transitions, its last still growing; each has a page, and so has the first observation
     transitions = (window_tokens(model, config) + 1) // model.transition_dim if window else model.context + 1
-    plan = Plan(
+    search = Search(
         horizon=config.horizon,
         beam_width=config.beam_width,
         expand=config.expand,
@@ -54,8 +54,9 @@ def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Plan]:
         percentile=None if config.percentile == "mean" else config.percentile,
         percentile_as_released=config.percentile_as_released,
         draft=config.draft,
+        share=window and config.deduplicate,
     )
-    return shape, plan
+    return shape, search
 
 
 def rows_of_a_tile(candidates: int, multiprocessors: int) -> int:
@@ -87,10 +88,11 @@ class Staged:
         self._sizes = {
             "fault": (1,),
             "tiles": (problems,),
+            "slots": (problems,),
             "state": (problems, FIELDS.value),
             "prefix": (problems, longest),
             "goals": (problems, goal),
-            "table": (problems, entries),
+            "table": (problems, entries + 1),
             "start": (problems, -(-start // 2)),
         }
         total = sum(math.prod(size) for size in self._sizes.values())
@@ -110,6 +112,7 @@ class Staged:
         """Copy to the device, and note that nothing went wrong yet."""
         self.host["fault"].fill_(NO_FAULT.value)
         self.host["tiles"].zero_()
+        self.host["slots"].zero_()
         self._on_device.copy_(self._on_host, non_blocking=True)
 
 
@@ -124,18 +127,18 @@ class Memory:
         EngineError: the device has too little memory; the message says how much was asked for.
     """
 
-    def __init__(self, problems: int, model: ModelConfig, shape: Shape, plan: Plan, discretizer: Discretizer,
+    def __init__(self, problems: int, model: ModelConfig, shape: Shape, search: Search, discretizer: Discretizer,
                  config: PlanConfig, device: torch.device) -> None:  # fmt: skip
-        B, W, C = problems, plan.beam_width, plan.beam_width * plan.expand
-        H, K, N = plan.horizon, shape.transition_dim, shape.observation_dim
+        B, W, C = problems, search.beam_width, search.beam_width * search.expand
+        H, K, N = search.horizon, shape.transition_dim, shape.observation_dim
         self.graph: torch.cuda.CUDAGraph | None = None
         self.awaits_prefill = False
         self.slots = shape.slots
-        self.plan = plan
-        self.transitions = plan.entries - 2 if plan.window else model.layers * model.context
+        self.search = search
+        self.transitions = search.entries - 2 if search.window else model.layers * model.context
         # while a tile is computed, the pages that its first token sees must not be written again
-        self.ring = plan.entries * W if plan.window else plan.entries + 2 + (shape.rows - 1) // shape.slots
-        self.turns = 1 if plan.window else plan.entries
+        self.ring = search.entries * W if search.window else search.entries + 2 + (shape.rows - 1) // shape.slots
+        self.turns = 1 if search.window else search.entries
         gpu = device.type == "cuda"
         self.rows_of_a_tile = rows_of_a_tile(
             B * C, torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1
@@ -143,22 +146,24 @@ class Memory:
         self.goal_page = B * self.ring
         self.first_page = self.goal_page + (B if shape.goal else 0)
         pages = self.first_page + self.turns * B * C
-        entries = plan.entries if plan.window else self.transitions + 1
+        entries = search.entries if search.window else self.transitions + 1
         self.staged = Staged(B, self.transitions * K + N, N if shape.goal else 0, entries, N, device)
         self.episodes = [Episode([], []) for _ in range(B)]
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         asked = pages * shape.page_size * dtype.itemsize
         try:
             self.pages = _new((pages, shape.page_size), dtype, device)
-            self.beams = _rows(B, W, H, K, plan, shape.padded, device)
-            self.candidates = _rows(B, C, H, K, plan, 1, device)
+            self.beams = _rows(B, W, H, K, search, shape.padded, device)
+            self.candidates = _rows(B, C, H, K, search, 1, device)
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"{pages:,} pages of keys and values take {asked / 2**30:.1f} GiB, more than {device} has left; "
                 f"plan fewer than {B} problems at once, use precision='bf16', or a narrower beam"
             ) from error
-        if plan.window:  # a beam's pages never change
-            self.beams.table.copy_(torch.arange(B * W * plan.entries, device=device).view(B, W, plan.entries))
+        if search.window:  # a beam's pages never change
+            own = torch.arange(B * W * search.entries, device=device).view(B, W, search.entries)
+            self.beams.table[..., :-1].copy_(own)
+            self.beams.table[..., -1] = self.goal_page + torch.arange(B, device=device)[:, None]
         edges = discretizer.edges.to(device, torch.float32)
         staged = self.staged.device
         self.problems = Problems(
@@ -172,6 +177,8 @@ class Memory:
             value_edges=edges[-1].contiguous(),
             fault=staged["fault"],
             tiles=staged["tiles"],
+            slots=staged["slots"],
+            progress=_new((1 + B * W,), torch.int64, device),
         )
         self.found = _new((B, H * K + H + LAST), torch.int32, device)
         self.found_on_host = torch.zeros(B, H * K + H + LAST, dtype=torch.int32, pin_memory=device.type == "cuda")
@@ -189,13 +196,13 @@ class Memory:
         host = self.staged.host
         K = self.slots + 1
         transitions = len(tokens) // K
-        if self.plan.window:
+        if self.search.window:
             pages, begin = self._window(b, transitions)
         else:
             pages, begin = self._roll(b, tokens.tolist(), [] if goal is None else goal.tolist(), transitions)
         host["state"][b] = torch.tensor([transitions, *key, len(pages), begin])
         host["prefix"][b, : len(tokens)] = tokens
-        host["table"][b, : len(pages)] = torch.tensor(pages)
+        host["table"][b, : len(pages) + 1] = torch.tensor([*pages, self.goal_page + b])
         host["start"][b] = start
         if goal is not None:
             host["goals"][b] = goal
@@ -203,8 +210,8 @@ class Memory:
     def _window(self, b: int, transitions: int) -> tuple[list[int], int]:
         """The first beam's pages; all is computed anew."""
         first = b * self.ring
-        oldest = self.plan.entries - 1 - transitions
-        return list(range(first, first + self.plan.entries)), oldest * self.slots + self._observation_slot()
+        oldest = self.search.entries - 1 - transitions
+        return list(range(first, first + self.search.entries)), oldest * self.slots + self._observation_slot()
 
     def _roll(self, b: int, tokens: list[int], goal: list[int], transitions: int) -> tuple[list[int], int]:
         """Pages in the problem's ring; those whose tokens were in the last prefix are kept.
@@ -234,12 +241,12 @@ class Memory:
         self.episodes = [Episode([], []) for _ in self.episodes]
 
 
-def _rows(B: int, R: int, H: int, K: int, plan: Plan, padded: int, device: torch.device) -> Rows:
+def _rows(B: int, R: int, H: int, K: int, search: Search, padded: int, device: torch.device) -> Rows:
     return Rows(
         tokens=_new((B, R, H * K), torch.int64, device),
         rewards=_new((B, R, H), torch.float32, device),
         returns=_new((B, R), torch.float32, device),
-        table=_new((B, R, plan.entries), torch.int32, device),
+        table=_new((B, R, search.entries + 1), torch.int32, device),
         logits=_new((B, R, padded), torch.float32, device),
         value=_new((B, R), torch.float32, device),
         score=_new((B, R), torch.float32, device),
