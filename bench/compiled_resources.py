@@ -31,7 +31,8 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ttengine.kernels import attention, sampling, segments, select
+from ttengine.engines.triton import WARPS
+from ttengine.kernels import attention, branch, sampling, segments, select
 from ttengine.kernels.sampling import Rule
 from ttengine.kernels.segments import Problems, Rows, Search
 from ttengine.kernels.transformer import Model, Shape
@@ -44,8 +45,6 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 ACTION, TOP = Rule(cdf=0.6), Rule(k=1)
-WARPS = 8
-"""As the engine launches them (`ttengine.engines.triton.WARPS`)."""
 
 
 def shape_of(dtype: str, window: bool = False) -> Shape:
@@ -64,13 +63,14 @@ PROBLEMS = Problems(*["*i64"] * 5, *["*fp32"] * 3, *["*i64"] * 4)
 
 
 def segment(name: str, dtype: str, window: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """A kernel of `segments`, the types of its arguments and its constants."""
+    """A segment's kernel, the types of its arguments and its constants."""
     number = {"bf16": "*bf16", "fp32": "*fp32"}[dtype]
     types: dict[str, Any] = {"model": Model(number, "*fp32", number, "*fp32"), "pages": number, "beams": ROWS}
     types |= {"candidates": ROWS, "problems": PROBLEMS, "kept": "*i64", "score": "*fp32", "out": "*i32"}
     types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "columns"), "i32")
     constants = {"SHAPE": shape_of(dtype, window), "SEARCH": search_of(window), "TILE": 16}
-    kernel = getattr(segments, name)
+    types |= {"source": ROWS, "target": ROWS, "tokens": "*i64", "token": "i32", "count": "i32"}
+    kernel = getattr(branch if name == "branch" else segments, name)
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
     return kernel, signature, constants
@@ -97,6 +97,8 @@ CASES: dict[str, tuple[str, ...]] = {
     **{f"{name} bf16": tuple(TARGETS) for name in ("prefill", "expand", "observe")},
     **{f"{name} fp32": ("sm_90",) for name in ("prefill", "expand", "observe")},
     "observe window bf16": ("sm_90",),
+    "branch bf16": ("sm_90",),
+    "branch window bf16": ("sm_90",),
     "take fp32": ("sm_90",),
     **dict.fromkeys(("select_beams", "sample_topk", "paged_attention"), ("sm_90",)),
 }
@@ -119,8 +121,9 @@ def compile_case(case: str, target: str) -> dict[str, int]:
         segment(words[0], words[-1], "window" in words) if len(words) > 1 else other(words[0])
     )
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=alignments(signature))
-    warps = WARPS if words[0] in ("prefill", "expand", "observe") else 4
-    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+    warps = WARPS if words[0] in ("prefill", "expand", "observe", "branch") else 4
+    stages = constants["SHAPE"].stages if warps == WARPS else 1
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     if target.startswith("gfx"):
         text = compiled.asm["amdgcn"]

@@ -109,7 +109,7 @@ def fault_code(token):
 
 
 @triton.jit
-def _check(logits, live, token, problems, SHAPE: tl.constexpr):
+def check_logits(logits, live, token, problems, SHAPE: tl.constexpr):
     """Note it if a logit is NaN or infinite."""
     valid = (tl.arange(0, SHAPE.padded) < SHAPE.vocabulary)[None, :] & live[:, None]
     wrong = tl.sum((valid & ((tl.abs(logits) < float("inf")) == 0)).to(tl.int32), 1) > 0
@@ -127,7 +127,7 @@ def _number(p, edges, SHAPE: tl.constexpr, SEARCH: tl.constexpr):
 
 
 @triton.jit
-def _copy(source, target, count, live):
+def copy(source, target, count, live):
     """Copy `count` numbers of each row. source, target [R] pointers."""
     start = 0
     while start < count:
@@ -146,7 +146,7 @@ def _sequence(at, prefix, length, planned, live):
 
 
 @triton.jit
-def _compute(u, end, oldest, lists, count, window, prefix, length, planned, model, pages, progress, row, round,
+def compute(u, end, oldest, lists, count, window, prefix, length, planned, model, pages, progress, row, round,
              SHAPE: tl.constexpr, SEARCH: tl.constexpr, SHARES: tl.constexpr):  # fmt: skip
     """Pass the tokens in slots u to end - 1 of one sequence through the model, a tile of one page at a time.
 
@@ -200,13 +200,13 @@ def prefill(model, pages, beams, problems, longest, columns, SHAPE: tl.constexpr
     lists = problems.table + b * columns
     length = transitions * SHAPE.transition_dim + SHAPE.observation_dim
     oldest = entries - transitions - 1
-    hidden, last = _compute(
+    hidden, last = compute(
         begin, entries * SHAPE.slots, oldest, lists, entries, 0, prefix, length, beams.tokens, model, pages,
         problems.progress, b, 0, SHAPE, SEARCH, False,
     )  # fmt: skip
     logits = logits_after(hidden, SHAPE.observation_dim - 1, model, SHAPE)
     live = lane == last
-    _check(logits, live, lane * 0, problems, SHAPE)
+    check_logits(logits, live, lane * 0, problems, SHAPE)
     beam = b * SEARCH.beam_width
     column = tl.arange(0, SHAPE.padded)[None, :]
     tl.store(beams.logits + beam * SHAPE.padded + column + lane[:, None] * 0, logits, mask=live[:, None])
@@ -255,13 +255,13 @@ def expand(
     first_token = round * SHAPE.transition_dim
     tokens = candidates.tokens + row * longest
     table = candidates.table + row * (SEARCH.entries + 1)
-    _copy(beams.tokens + parent * longest, tokens, first_token, live)
-    _copy(beams.rewards + parent * SEARCH.horizon, candidates.rewards + row * SEARCH.horizon, round, live)
+    copy(beams.tokens + parent * longest, tokens, first_token, live)
+    copy(beams.rewards + parent * SEARCH.horizon, candidates.rewards + row * SEARCH.horizon, round, live)
     inherited = beams.table + parent * (SEARCH.entries + 1)
-    _copy(inherited + 1, table, SEARCH.entries - 1, live)
+    copy(inherited + 1, table, SEARCH.entries - 1, live)
     tl.store(table + SEARCH.entries - 1, (first_page + row).to(tl.int32), mask=live)
     if SHAPE.goal:
-        _copy(inherited + SEARCH.entries, table + SEARCH.entries, 1, live)
+        copy(inherited + SEARCH.entries, table + SEARCH.entries, 1, live)
     tl.debug_barrier()
     if SEARCH.window:
         transitions = tl.minimum(transitions, SEARCH.entries - 2)
@@ -286,7 +286,7 @@ def expand(
             x, slot, live, oldest, entry, lists, SEARCH.entries + 1, SEARCH.entries, model, pages, SHAPE, TILE, False
         )
         logits = logits_after(hidden, SHAPE.observation_dim + step, model, SHAPE)
-        _check(logits, live, first_token + step + 1 + lane * 0, problems, SHAPE)
+        check_logits(logits, live, first_token + step + 1 + lane * 0, problems, SHAPE)
     step = SHAPE.action_dim + 1
     noise = uniform(seed, number, index, first_token + step + lane * 0)
     p = probabilities(logits, SHAPE.vocabulary, VALUE)
@@ -328,9 +328,9 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
     tokens = beams.tokens + row * planned_most
     table = beams.table + row * (SEARCH.entries + 1)
     zero = lane * 0
-    _copy(candidates.tokens + source * planned_most + zero, tokens + zero, done_tokens, alone)
+    copy(candidates.tokens + source * planned_most + zero, tokens + zero, done_tokens, alone)
     rewards = beams.rewards + row * SEARCH.horizon
-    _copy(candidates.rewards + source * SEARCH.horizon + zero, rewards + zero, round + 1, alone)
+    copy(candidates.rewards + source * SEARCH.horizon + zero, rewards + zero, round + 1, alone)
     tl.store(beams.returns + row, tl.load(candidates.returns + source))
     prefix = problems.prefix + b * longest
     length = before * SHAPE.transition_dim + SHAPE.observation_dim
@@ -348,14 +348,14 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
             begin = tl.maximum(begin, shared * SHAPE.slots)
             report_progress(problems.progress, row, round, shared * SHAPE.slots, SHAPE, SEARCH)
         tl.debug_barrier()
-        _compute(
+        compute(
             begin, end, oldest, table, SEARCH.entries, window, prefix, length, tokens, model, pages,
             problems.progress, row, round, SHAPE, SEARCH, SEARCH.share,
         )  # fmt: skip
         tl.atomic_add(problems.slots + b, (end - begin).to(tl.int64))
     else:
         oldest = tl.maximum(SEARCH.entries - 1 - transitions, 0)
-        _copy(candidates.table + source * (SEARCH.entries + 1) + zero, table + zero, SEARCH.entries + 1, alone)
+        copy(candidates.table + source * (SEARCH.entries + 1) + zero, table + zero, SEARCH.entries + 1, alone)
     fed = tokens + done_tokens - 1  # the value token, then the observation's
     now = (before + round) * SHAPE.transition_dim
     guess = 0
@@ -391,7 +391,7 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
         guessed = tl.load(fed + at + 1, mask=live & (at < SHAPE.observation_dim), other=0)
         wrong = live & (at < SHAPE.observation_dim) & (drawn != guessed)
         right = tl.min(tl.where(wrong, lane, count - 1), 0) + 1
-        _check(logits, live & (lane < right), done_tokens + at, problems, SHAPE)
+        check_logits(logits, live & (lane < right), done_tokens + at, problems, SHAPE)
         tl.store(fed + at + 1, drawn, mask=live & (at < SHAPE.observation_dim) & (lane >= right - 1))
         last = live & (at == SHAPE.observation_dim) & (lane < right)
         tl.store(beams.logits + row * SHAPE.padded + column + lane[:, None] * 0, logits, mask=last[:, None])

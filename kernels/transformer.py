@@ -93,6 +93,11 @@ class Shape:
         return max(16, min(64, 8192 // self.head_width // self.group))
 
     @property
+    def stages(self) -> int:
+        """Blocks of weights in flight at a time: more than one where they fit beside each other in shared memory."""
+        return 3 if self.dtype == tl.bfloat16 and self.width <= 128 else 1
+
+    @property
     def page_size(self) -> int:
         """Numbers in one page: keys and values of all layers."""
         return self.layers * 2 * self.slots * self.width

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import importlib
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,28 @@ def test_plans_have_the_reference_engines_tokens(
     assert DEVICE.type == "cuda" or shuffled
 
 
+@pytest.mark.parametrize(
+    ("kind", "model", "search"),
+    [
+        ("rolling", {"goal": True}, {}),
+        ("window", {"positions": "absolute"}, {"context": 2, "action": EVERY}),
+        ("rolling", {"context": 1, "bins": 20}, {"action": Sampling(cdf=0.6), "observation": Sampling(k=3)}),
+    ],
+    ids=["goal", "window", "filtered"],
+)
+def test_likelihood_searches_find_the_reference_engines_beams(
+    kind: str, model: dict[str, Any], search: dict[str, Any], poison: Poison, shuffled: list[int]
+) -> None:
+    config = PlanConfig(horizon=3, beam_width=3, objective="likelihood", context_kind=kind, **search)  # type: ignore[arg-type]
+    goal = bool(model.get("goal"))
+    ours = episode(make_planner(config, **model), 2, goal=goal)
+    wanted = episode(make_planner(config, engine="reference", **model), 2, goal=goal)
+    for mine, theirs in zip(ours, wanted, strict=True):
+        assert_same_tokens(mine, theirs)
+        assert mine.counters.token_steps == theirs.counters.token_steps + 1  # the last token is fed as well
+    assert DEVICE.type == "cuda" or shuffled
+
+
 @pytest.mark.parametrize("kind", ["rolling", "window"])
 def test_drafts_change_no_byte_and_save_tiles(kind: str) -> None:
     config = dataclasses.replace(FAST, context_kind=kind)
@@ -130,22 +152,76 @@ def test_the_rows_of_a_tile_change_no_byte() -> None:
 def test_kept_context_pages_save_work_and_change_no_byte() -> None:
     """From the second plan of an episode on only the last transition is computed: K - 1 slots."""
     warm = make_planner()
-    plans = episode(warm, 3)
-    K = warm.model.config.transition_dim
-    work = [plan.counters.physical_rows for plan in plans]
-    cold = []
-    for number in range(3):
-        fresh = make_planner()
-        fresh_engine = fresh.engine
-        assert isinstance(fresh_engine, TritonEngine)
-        plan_once = fresh.plan
-        skipped = itertools.count()
-        fresh.plan = lambda *a, **k: plan_once(*a, **k) if next(skipped) == number else plans[0]  # type: ignore[method-assign]  # noqa: B023
-        cold.append(episode(fresh, number + 1)[-1])
-    for ours, theirs in zip(plans, cold, strict=True):
+    model, rng, context = warm.model.config, np.random.default_rng(5), warm.empty_context()
+    moments = []
+    for step in range(6):
+        observation = rng.uniform(-3, 3, 3)
+        moments.append((observation, context, step))
+        context = context.append(observation, rng.uniform(-3, 3, 2), float(rng.normal()))
+    for number, (observation, past, step) in enumerate(moments[3:]):
+        kept, anew = (planner.plan(observation, past, step=step) for planner in (warm, make_planner()))
+        assert_same_bytes(kept, anew)
+        saved = anew.counters.physical_rows - kept.counters.physical_rows
+        computed = min(3 + number, len(past)) * (model.transition_dim - 1) + model.observation_dim
+        assert saved == (computed - (model.transition_dim - 1) if number else 0)
+
+
+def test_windows_share_what_they_have_in_common_and_change_no_byte(poison: Poison, shuffled: list[int]) -> None:
+    """Many beams from few actions: their windows begin alike."""
+    config = dataclasses.replace(FAST, context_kind="window", beam_width=5, horizon=4, context=3)
+    shared, alone = (
+        episode(make_planner(dataclasses.replace(config, deduplicate=share), bins=4), 2) for share in (True, False)
+    )
+    for ours, theirs in zip(shared, alone, strict=True):
         assert_same_bytes(ours, theirs)
-    assert work[1] == work[2] < cold[2].counters.physical_rows
-    assert cold[2].counters.physical_rows - work[2] == (4 - 1) * (K - 1) + 3
+        assert ours.counters.logical_rows == theirs.counters.logical_rows
+        assert ours.counters.physical_rows < 0.8 * theirs.counters.physical_rows
+    assert DEVICE.type == "cuda" or shuffled
+
+
+def test_memory_that_others_hold_is_given_up_for_a_new_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ttengine.engines import triton_memory
+
+    planner = make_planner(PlanConfig(horizon=1, beam_width=2))
+    clean = planner.plan(np.ones(3))
+    engine = planner.engine
+    assert isinstance(engine, TritonEngine)
+
+    def full(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if engine._memories:
+            raise torch.OutOfMemoryError
+        return torch.empty(size, dtype=dtype, device=device)
+
+    monkeypatch.setattr(triton_memory, "_new", full)
+    batch = planner.plan(np.ones((2, 3)), seed=[0, 0])
+    assert list(engine._memories) == [2]
+    assert batch.actions[1].tobytes() == clean.actions.tobytes()
+
+    def none(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(triton_memory, "_new", none)
+    with pytest.raises(EngineError, match="pages of keys and values take"):
+        planner.plan(np.ones((3, 3)))
+
+
+def test_a_plan_launches_three_kernels_a_round_and_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefill; expand, rank, observe; at the end take in place of observe."""
+    if DEVICE.type == "cuda":
+        pytest.skip("bench/gpu_suite.py counts launches on a GPU")
+    launched: list[str] = []
+    executor = importlib.import_module("triton.runtime.interpreter").GridExecutor
+    call = executor.__call__
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        launched.append(self.fn.__name__)
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(executor, "__call__", counted)
+    make_planner().plan(np.ones(3))
+    rounds = ["expand", "_select_beams", "observe"] * FAST.horizon
+    assert launched == ["prefill", *rounds[:-1], "take"]
+    assert len(launched) == 3 * FAST.horizon + 1
 
 
 def test_pages_with_traces_of_what_is_gone_or_of_another_goal_are_not_kept() -> None:
@@ -230,13 +306,17 @@ def test_what_the_kernels_do_not_take_is_refused_at_construction() -> None:
             make_planner(**model)
     with pytest.raises(ConfigError, match="4096"):
         make_planner(PlanConfig(horizon=1, beam_width=512, expand=9))
-    with pytest.raises(ConfigError, match="likelihood"):
-        make_planner(PlanConfig(horizon=1, beam_width=2, objective="likelihood"))
     checkpoint = make_checkpoint(**SHAPE)
     with torch.no_grad():
         checkpoint.model.blocks[1].qkv.weight[3, 3] = float("nan")
     with pytest.raises(NonFiniteError, match=r"blocks\.1\.qkv\.weight"):
         Planner(checkpoint, dataclasses.replace(FAST, engine="triton"), device=DEVICE)
+
+
+def test_an_older_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triton.__version__", "3.5.1")
+    with pytest.raises(EngineError, match=r"Triton 3\.5\.1 .* 3\.6"):
+        make_planner()
 
 
 def test_without_a_gpu_the_error_says_which_engine_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,7 +260,7 @@ class PlanConfig:
     threads: int | None = None
     """of the cpp engine; None: as many as PyTorch uses when the planner is made"""
     deduplicate: bool = True
-    """cpp: compute identical sequences once; triton: what windows have in common; the plans are the same bytes either way"""
+    """compute identical sequences once (cpp), or what windows have in common (triton): the plans are the same bytes"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """triton: of weights, keys and values; sums are float32"""
     draft: bool = True

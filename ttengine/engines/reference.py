@@ -140,19 +140,11 @@ class _Problem:
 
     def log_probabilities(self) -> Tensor:
         """[R, V+1] log-probabilities of the next token, -inf where its segment's filter drops it."""
-        sampling = self.segment()
-        if sampling.cdf is None and sampling.k is None:
-            return (self.next_logits() / sampling.temperature).log_softmax(dim=-1)
-        weights = ops.filter_tokens(self.next_probabilities(sampling), sampling.cdf, sampling.k)
-        return (weights / weights.sum(dim=-1, keepdim=True)).log()
+        return log_probabilities(self.next_logits(), self.segment())
 
     def segment(self) -> Sampling:
-        """How the next token is drawn, by its place in the transition."""
-        N, M = self.model.config.observation_dim, self.model.config.action_dim
-        column = self.tokens.shape[1] % self.model.config.transition_dim
-        if column < N:
-            return self.config.observation
-        return self.config.action if column < N + M else self.config.reward if column == N + M else self.config.value
+        """How the next token is drawn."""
+        return sampling_of(self.tokens.shape[1], self.model.config, self.config)
 
     def next_probabilities(self, sampling: Sampling) -> Tensor:
         """[R, V+1] probabilities of the next token, before any filter."""
@@ -190,6 +182,24 @@ class _Problem:
             return max(0, upcoming // K - self.model.config.context) * K
         excess = self.tokens.shape[1] - window_tokens(self.model.config, self.config)
         return max(0, -(-excess // K)) * K
+
+
+def sampling_of(token: int, model: ModelConfig, config: PlanConfig) -> Sampling:
+    """How a token of a sequence is drawn, by its place in the transition."""
+    N, M = model.observation_dim, model.action_dim
+    column = token % model.transition_dim
+    if column < N:
+        return config.observation
+    return config.action if column < N + M else config.reward if column == N + M else config.value
+
+
+def log_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return log-probabilities, -inf where the filter drops a token. logits [..., V+1] -> the same shape."""
+    if sampling.cdf is None and sampling.k is None:
+        return (logits / sampling.temperature).log_softmax(dim=-1)
+    probabilities = (logits / sampling.temperature).softmax(dim=-1)
+    weights = ops.filter_tokens(probabilities, sampling.cdf, sampling.k)
+    return (weights / weights.sum(dim=-1, keepdim=True)).log()
 
 
 def draw(probabilities: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,14 +14,23 @@ from torch import Tensor
 from ttengine.config import ModelConfig, PlanConfig
 from ttengine.discretizer import Discretizer
 from ttengine.engines.protocol import Candidates, Counters, NoiseKey
+from ttengine.engines.reference import log_probabilities, sampling_of
 from ttengine.errors import ConfigError, EngineError, NonFiniteError, require
+from ttengine.kernels import reference as ops
 from ttengine.model import TrajectoryTransformer
+
+if TYPE_CHECKING:
+    from ttengine.engines.triton_memory import Memory
+    from ttengine.kernels.segments import Rows
 
 WARPS = 8
 """Warps of a program."""
 
 CAPABILITY = (8, 0)
 """Least compute capability: bfloat16 matrix units."""
+
+OLDEST_TRITON = (3, 6)
+"""Least version whose language the kernels are written in."""
 
 KEPT_SIZES = 4
 """Numbers of problems whose memory and graph are kept, the last used ones."""
@@ -56,7 +65,7 @@ class TritonEngine:
             if not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(f"the model's {name} holds NaN or infinity")
         from ttengine.engines.triton_memory import Memory, compiled_for
-        from ttengine.kernels import segments, select, transformer
+        from ttengine.kernels import branch, segments, select, transformer
 
         self.model = model
         self.config = config
@@ -67,9 +76,13 @@ class TritonEngine:
         K = model.config.transition_dim
         self._packed = transformer.pack(model.state_dict(), self.shape, (self.search.entries + 1) * K)
         self._segments, self._select = segments, select
+        self._branch = branch
         self._make_memory = Memory
         self._memories: dict[int, Memory] = {}
-        self._round = 0
+        self._memory: Memory
+        self._kept = self._score = torch.empty(0)
+        self._round = self._token = 0
+        self._beams = 1
         self._waits = False
 
     def cores(self) -> AbstractContextManager[None]:
@@ -78,13 +91,7 @@ class TritonEngine:
 
     def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
         """Begin B searches: tell the device what they are; the first `expand` computes."""
-        memory = self._memories.pop(len(prefixes), None)
-        while memory is None and len(self._memories) >= KEPT_SIZES:
-            del self._memories[next(iter(self._memories))]
-        self._memory = memory or self._make_memory(
-            len(prefixes), self.model.config, self.shape, self.search, self.discretizer, self.config, self.device
-        )
-        self._memories[len(prefixes)] = self._memory  # the last used is the last
+        self._memory = self._remember(len(prefixes))
         if self._memory.awaits_prefill:  # what was said last was never computed
             self._memory.forget()
         self._memory.awaits_prefill = True
@@ -95,9 +102,26 @@ class TritonEngine:
             self._memory.stage(b, tokens, None if goals is None else goals[b], (key.seed, key.plan), starts[b])
         self._begin()
 
+    def _remember(self, problems: int) -> Memory:
+        """Memory for so many problems: kept, or new."""
+        memory = self._memories.pop(problems, None)
+        while memory is None and len(self._memories) >= KEPT_SIZES:
+            del self._memories[next(iter(self._memories))]
+        arguments = (self.model.config, self.shape, self.search, self.discretizer, self.config, self.device)
+        try:
+            memory = memory or self._make_memory(problems, *arguments)
+        except EngineError:
+            if not self._memories:
+                raise
+            self._memories.clear()  # other numbers of problems hold what is missing
+            memory = self._make_memory(problems, *arguments)
+        self._memories[problems] = memory  # the last used is the last
+        return memory
+
     def _begin(self) -> None:
         self._memory.staged.upload()
-        self._round = 0
+        self._round = self._token = 0
+        self._beams = 1
 
     def run(self, search: Callable[[], tuple[Candidates, Tensor]], *, anytime: bool) -> tuple[Candidates, Tensor]:
         """Search, replaying the graph if there is one, and return what was found, on the CPU.
@@ -107,6 +131,8 @@ class TritonEngine:
             EngineError: the search cannot be captured.
         """
         self._waits = anytime
+        if self.config.objective == "likelihood":
+            return self._run_likelihood(search)
         if anytime or not self.config.graph or self.device.type != "cuda":
             search()
         else:
@@ -118,6 +144,14 @@ class TritonEngine:
             self._memory.graph.replay()
             self._round = self.config.horizon
         return self._fetch()
+
+    def _run_likelihood(self, search: Callable[[], tuple[Candidates, Tensor]]) -> tuple[Candidates, Tensor]:
+        """Search token by token, kernels launched one by one: what a token's beams are is ranked by PyTorch."""
+        beams, score = search()
+        staged = self._memory.staged.device
+        self._raise_for(int(staged["fault"]))
+        self.counters = self._count_likelihood(int(staged["slots"].sum()))
+        return beams.cpu(), score.cpu()
 
     def _capture(self, search: Callable[[], tuple[Candidates, Tensor]]) -> torch.cuda.CUDAGraph:
         torch.cuda.synchronize(self.device)
@@ -134,20 +168,24 @@ class TritonEngine:
 
     def _fetch(self) -> tuple[Candidates, Tensor]:
         """One copy to the host, and what it says."""
-        memory, K = self._memory, self.model.config.transition_dim
+        memory = self._memory
         memory.found_on_host.copy_(memory.found, non_blocking=True)
         self._wait()
         found = memory.found_on_host.clone()
         tiles, slots = found[:, -2:].sum(dim=0).tolist()
         self.counters = self._count(self._round, tiles, slots)
-        fault = int(found[0, -3])
-        if fault >= 0:
-            memory.forget()
-            token = fault // 2
-            what = "the objective returned" if fault % 2 else "the model's logits hold"
-            hint = "" if fault % 2 else f", at token {token} of the plan; check the weights with `ttengine info`"
-            raise NonFiniteError(f"{what} NaN or infinity in round {token // K}{hint}")
+        self._raise_for(int(found[0, -3]))
         return self._read(found, memory.staged.host["start"].clone(), self._host_discretizer)
+
+    def _raise_for(self, fault: int) -> None:
+        """Raise if the code is one of something that went wrong."""
+        if not 0 <= fault < self._segments.NO_FAULT.value:
+            return
+        self._memory.forget()
+        token, round = fault // 2, fault // 2 // self.model.config.transition_dim
+        what = "the objective returned" if fault % 2 else "the model's logits hold"
+        hint = "" if fault % 2 else f", at token {token} of the plan; check the weights with `ttengine info`"
+        raise NonFiniteError(f"{what} NaN or infinity in round {round}{hint}")
 
     def _read(self, found: Tensor, start: Tensor, discretizer: Discretizer) -> tuple[Candidates, Tensor]:
         """Beams [B, 1, ...] and scores [B, 1] that `take` gathered."""
@@ -165,9 +203,7 @@ class TritonEngine:
                 f"expand({copies}): this engine's kernels are compiled for {self.search.expand} copies of a beam"
             )
         if self._round == 0:
-            longest, columns = (memory.staged.host[name].shape[1] for name in ("prefix", "table"))
-            self._launch(self._segments.prefill, len(memory.episodes), memory.beams, memory.problems, longest, columns)
-            memory.awaits_prefill = False
+            self._prefill()
         rows, tile = memory.candidates.returns.numel(), memory.rows_of_a_tile
         first_page = memory.first_page + self._round % memory.turns * rows
         self._launch(
@@ -188,8 +224,17 @@ class TritonEngine:
             self,
         )
 
+    def _prefill(self) -> None:
+        """Compute what `prefill` was told."""
+        memory = self._memory
+        longest, columns = (memory.staged.host[name].shape[1] for name in ("prefix", "table"))
+        self._launch(self._segments.prefill, len(memory.episodes), memory.beams, memory.problems, longest, columns)
+        memory.awaits_prefill = False
+
     def select_beams(self, score: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Keep the `width` highest scores: `kernels.reference.select_beams`, by rank, in one kernel."""
+        if self.config.objective == "likelihood":  # every token of every beam is ranked: too many to compare in pairs
+            return ops.select_beams(score, width)
         code = (self._round - 1) * self.model.config.transition_dim * 2 + 1
         fault = self._memory.problems.fault
         self._score, kept = self._select.select_beams_into(score.float(), width, fault, code)
@@ -216,19 +261,38 @@ class TritonEngine:
         return self._read(memory.found, memory.staged.device["start"], self.discretizer)[0]
 
     def next_log_probabilities(self) -> Tensor:
-        """Likelihood search is not of this engine."""
-        raise ConfigError(_NO_LIKELIHOOD)
+        """Return [B, W, V+1] log-probabilities, filtered as the token's segment says."""
+        if self._token == 0:
+            self._prefill()
+        model = self.model.config
+        logits = self._newest.logits[:, : self._beams, : self.shape.vocabulary]
+        return log_probabilities(logits, sampling_of(model.observation_dim + self._token, model, self.config))
 
     def planned(self) -> Tensor:
-        """Likelihood search is not of this engine."""
-        raise ConfigError(_NO_LIKELIHOOD)
+        """Return the beams' tokens after the current observation, [B, W, ...] int64."""
+        return self._newest.tokens[:, : self._beams, : self._token]
 
     def branch(self, beams: Tensor, tokens: Tensor) -> None:
-        """Likelihood search is not of this engine."""
-        raise ConfigError(_NO_LIKELIHOOD)
+        """Replace the beams."""
+        memory = self._memory
+        rows = (memory.beams, memory.candidates)
+        source, target = rows[self._token % 2], rows[(self._token + 1) % 2]
+        turn = self._token // self.model.config.transition_dim * 2 + self._token % 2
+        first_page = memory.first_page + turn % memory.turns * memory.beams.returns.numel()
+        self._launch(
+            self._branch.branch, beams.numel(), source, target, memory.problems, beams.contiguous(),
+            tokens.contiguous(), self._token, beams.shape[1], first_page, memory.staged.host["prefix"].shape[1],
+        )  # fmt: skip
+        self._token += 1
+        self._beams = beams.shape[1]
+
+    @property
+    def _newest(self) -> Rows:
+        """The set of beams that was written last, of a likelihood search."""
+        return self._memory.candidates if self._token % 2 else self._memory.beams
 
     def _launch(self, kernel: Any, programs: int, *arguments: Any, **constants: int) -> None:
-        options = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": True}
+        options = {"num_warps": WARPS, "num_stages": self.shape.stages, "enable_fp_fusion": True}
         kernel[(programs,)](
             self._packed, self._memory.pages, *arguments, SHAPE=self.shape, SEARCH=self.search, **constants, **options
         )
@@ -236,6 +300,14 @@ class TritonEngine:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.current_stream(self.device).synchronize()
+
+    def _count_likelihood(self, slots: int) -> Counters:
+        """Work done: a row a beam and token, and what was computed before or anew."""
+        memory, fields = self._memory, self._segments
+        state = memory.staged.host["state"]
+        computed = memory.slots * state[:, fields.ENTRIES.value] - state[:, fields.BEGIN.value]
+        rows = int(computed.sum()) + self._token * self._beams * len(state) + slots
+        return Counters(token_steps=1 + self._token, logical_rows=rows, physical_rows=rows, prefills=len(state))
 
     def _count(self, rounds: int, tiles: int, slots: int) -> Counters:
         """Work done, which follows from the lengths; the kernels count tiles of observations and slots of windows."""
@@ -279,14 +351,14 @@ class DeviceCandidates(Candidates):
         return self.engine.take(index) if index.shape[1] == 1 else super().take(index)
 
 
-_NO_LIKELIHOOD = (
-    "engine='triton' does not search by likelihood yet; use engine='cpp' with the model on the CPU, or 'reference'"
-)
-
-
 def _check_machine(device: torch.device) -> None:
     """Raise unless the kernels can run."""
-    require("triton", "triton")
+    version = require("triton", "triton").__version__
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
+        raise EngineError(
+            f"Triton {version} is installed, engine='triton' needs {'.'.join(map(str, OLDEST_TRITON))} or newer: "
+            "pip install 'ttengine[triton]'; or use engine='cpp' with the model on the CPU"
+        )
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     if device.type != "cuda" or torch.version.hip is not None:
@@ -323,7 +395,7 @@ def _check_sizes(model: ModelConfig, config: PlanConfig) -> None:
             f"a head of {model.width} by {model.n_bins + 1} is more than a program of engine='triton' can hold in "
             f"{config.precision} ({most:,} numbers, bins rounded up to a power of two); use engine='reference'"
         )
-    if config.objective != "return":
-        raise ConfigError(_NO_LIKELIHOOD)
-    if config.beam_width * config.expand > 4096:
-        raise ConfigError(f"engine='triton' ranks at most 4096 candidates, not {config.beam_width} * {config.expand}")
+    from ttengine.kernels.select import MOST
+
+    if config.objective == "return" and config.beam_width * config.expand > MOST:
+        raise ConfigError(f"engine='triton' ranks at most {MOST} candidates, not {config.beam_width} * {config.expand}")

@@ -121,7 +121,8 @@ class Memory:
 
     Pages are numbered: those of the contexts first, then the goals', then the candidates'. With a rolling context each
     problem has a ring of context pages, and the candidates of as many rounds as can be seen have theirs; with a window
-    every beam has the pages of its window, and only one round's candidates have any.
+    every beam has the pages of its window, and only one round's candidates have any. A likelihood search has two
+    sets of beams, the second in the candidates' place, which take turns; each has a page that grows.
 
     Raises:
         EngineError: the device has too little memory; the message says how much was asked for.
@@ -129,7 +130,8 @@ class Memory:
 
     def __init__(self, problems: int, model: ModelConfig, shape: Shape, search: Search, discretizer: Discretizer,
                  config: PlanConfig, device: torch.device) -> None:  # fmt: skip
-        B, W, C = problems, search.beam_width, search.beam_width * search.expand
+        likelihood = config.objective == "likelihood"
+        B, W, C = problems, search.beam_width, search.beam_width * (1 if likelihood else search.expand)
         H, K, N = search.horizon, shape.transition_dim, shape.observation_dim
         self.graph: torch.cuda.CUDAGraph | None = None
         self.awaits_prefill = False
@@ -139,6 +141,8 @@ class Memory:
         # while a tile is computed, the pages that its first token sees must not be written again
         self.ring = search.entries * W if search.window else search.entries + 2 + (shape.rows - 1) // shape.slots
         self.turns = 1 if search.window else search.entries
+        if likelihood:  # a page is copied from one set's to the other's, and once whole read in the rounds to come
+            self.turns = 2 * (2 if search.window else search.entries)
         gpu = device.type == "cuda"
         self.rows_of_a_tile = rows_of_a_tile(
             B * C, torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1
@@ -154,7 +158,7 @@ class Memory:
         try:
             self.pages = _new((pages, shape.page_size), dtype, device)
             self.beams = _rows(B, W, H, K, search, shape.padded, device)
-            self.candidates = _rows(B, C, H, K, search, 1, device)
+            self.candidates = _rows(B, C, H, K, search, shape.padded if likelihood else 1, device)
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"{pages:,} pages of keys and values take {asked / 2**30:.1f} GiB, more than {device} has left; "
