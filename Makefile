@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PINS := requirements/pinned.txt
+BASELINES := requirements/baselines.txt
 ROOT := $(CURDIR)
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp)
 
@@ -33,9 +34,10 @@ $(BIN)/python:
 	sh requirements/system.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.pinned: $(PINS) requirements/system.sh pyproject.toml | $(BIN)/python
+$(VENV)/.pinned: $(PINS) $(BASELINES) requirements/system.sh pyproject.toml | $(BIN)/python
 	sh requirements/system.sh $(BIN)/python
 	$(BIN)/pip install --requirement $(PINS)
+	$(BIN)/pip install --no-deps --requirement $(BASELINES)
 	touch $@
 
 # a wheel, not an editable install: what is run and tested is what a user gets

@@ -18,7 +18,8 @@ LAYERS = [
         "engines objectives",
         "planner",
         "controller closed_loop data environments old_gym d4rl_gym training optimisation",
-        "evaluation experiments viz demo cli",
+        "evaluation stages viz",
+        "experiments demo cli",
         "__init__ __main__",
     )
 ]
@@ -35,7 +36,10 @@ NEED_AN_EXTRA = {
     "ttengine.data.train_behaviours": "a program, run with python -m",
     "ttengine.engines.triton_memory": "it lays memory out for Triton kernels",
     **dict.fromkeys(
-        (f"ttengine.kernels.{name}" for name in ("attention", "sampling", "segments", "select", "transformer")),
+        (
+            f"ttengine.kernels.{name}"
+            for name in ("attention", "branch", "sampling", "segments", "select", "sharing", "transformer")
+        ),
         "a Triton kernel is decorated when it is defined",
     ),
 }

@@ -23,9 +23,9 @@ from ttengine.data.load import load_dataset
 from ttengine.data.trajectories import Trajectories
 from ttengine.demo_real_time import RealTimeConfig, run_real_time
 from ttengine.demo_report import announce, finish, print_report
-from ttengine.demo_stages import Stages, read_json, write_json
 from ttengine.errors import RenderError, require
 from ttengine.evaluation import EvaluateConfig, evaluate
+from ttengine.stages import Stages, read_json, write_json
 from ttengine.training import train
 from ttengine.training_state import CADENCE
 from ttengine.viz.plots import plot_foresight, plot_returns, plot_training

@@ -13,10 +13,10 @@ import numpy as np
 
 from ttengine.checkpoint import Checkpoint, load, model_file
 from ttengine.config import PlanConfig, plan_preset, to_dict
-from ttengine.demo_stages import Stages, read_json, write_json
 from ttengine.environments import control_period_s, make_environment
 from ttengine.errors import ConfigError
 from ttengine.evaluation import EvaluateConfig, evaluate
+from ttengine.stages import Stages, read_json, write_json
 
 PLAN = plan_preset("halfcheetah-medium")
 EVALUATE = EvaluateConfig(episodes=1, seed=1000, max_steps=1000)

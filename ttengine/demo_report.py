@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ttengine.demo_real_time import describe_real_time
-from ttengine.demo_stages import Stages
+from ttengine.stages import Stages
 
 
 def announce(console: Console, number: int, title: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `ttengine collect | train | plan | evaluate | info | demo`.
+"""The command line: `ttengine collect | train | plan | evaluate | info | demo | experiment | report`.
 
 Exit codes: 0 done; 1 something is wrong with the input, said in one line on standard error; 2 wrong usage; 130
 interrupted.
@@ -23,6 +23,8 @@ COMMANDS = {
     "evaluate": "let a model control an environment: returns, scores, latencies, a video",
     "info": "say what is in a model file or a dataset",
     "demo": "all of it once, small: collect, train, plan, report",
+    "experiment": "one of the paper's experiments: data, training, evaluation, table, plot, page",
+    "report": "the pages of several experiments side by side",
 }
 
 DONE, WRONG_INPUT, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130

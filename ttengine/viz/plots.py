@@ -64,7 +64,7 @@ def plot_returns(
         MissingExtraError: matplotlib is not installed.
     """
     data, planned = _finite(behaviour, "behaviour"), _finite(planner, "planner")
-    with _figure(path, (7.0, 3.4)) as figure:
+    with open_figure(path, (7.0, 3.4)) as figure:
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 3.2))
         edges = np.linspace(min(data.min(), planned.min(), 0.0), max(data.max(), planned.max()), 41)
         below.hist(data, edges, color=BEHAVIOUR, label=f"{behaviour_label}, {len(data)} episodes")
@@ -108,7 +108,7 @@ def plot_foresight(
     shown = min(steps, len(foresight.observations) - 1)
     scale = control_period_s or 1.0
     dims = _shown_dims(foresight, environment)
-    with _figure(path, (9.0, 1.15 + 1.15 * len(dims))) as figure:
+    with open_figure(path, (9.0, 1.15 + 1.15 * len(dims))) as figure:
         grid = figure.add_gridspec(len(dims), 2, width_ratios=(3.4, 1))
         first: Any = None
         for row, (dim, name) in enumerate(dims):
@@ -165,7 +165,7 @@ def plot_training(path: Path, metrics: Path, *, title: str) -> None:
         MissingExtraError: matplotlib is not installed.
     """
     rows = _read_metrics(metrics)
-    with _figure(path, (7.0, 3.4)) as figure:
+    with open_figure(path, (7.0, 3.4)) as figure:
         axes = figure.subplots()
         for segment, colour in SEGMENT_COLOURS.items():
             points = [(float(row["step"]), float(row[segment])) for row in rows if row.get(segment)]
@@ -207,7 +207,7 @@ def _read_metrics(metrics: Path) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+def open_figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     """Yield an empty figure and write it: whole, or not at all."""
     check_plot_path(path)
     matplotlib = require("matplotlib", "viz")

@@ -1,0 +1,17 @@
+"""The paper's experiments, one command each: data, training, evaluation, table, plot and page, all from a seed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+EXPERIMENTS = {
+    "imitation": "plain likelihood beam search beside behaviour cloning, on an expert's logs",
+    "ablations": "horizon, beam width, expansion and filters: what each brings, and what it costs",
+}
+"""Name -> what it shows."""
+
+
+def load_experiment(name: str) -> Any:
+    """Return the module of an experiment: its `Config`, with a small default and `full()`, and its `run`."""
+    return importlib.import_module(f"ttengine.experiments.{name}")

@@ -1,0 +1,139 @@
+"""What experiments are made of: collected data, trained models, episodes under a planner; each made once in a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ttengine.checkpoint import Checkpoint
+from ttengine.config import DataConfig, ModelConfig, PlanConfig, TrainConfig
+from ttengine.data.collect import CollectConfig, collect_to
+from ttengine.data.load import load_dataset
+from ttengine.data.recipes import recipe_config
+from ttengine.data.trajectories import Trajectories
+from ttengine.environments import make_environment
+from ttengine.evaluation import EvaluateConfig, evaluate
+from ttengine.experiments.run import Rows, Run
+from ttengine.training import train
+
+BODIES = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4", "ant": "Ant-v4"}
+"""Body -> environment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How an experiment's models are made: sizes of the model and of its training."""
+
+    layers: int = 4
+    heads: int = 4
+    width: int = 128
+    window: int = 10
+    context: int = 5
+    batch_size: int = 16
+    steps: int = 8000
+    learning_rate: float = 1e-3
+
+    def model(self, trajectories: Trajectories, **changes: Any) -> ModelConfig:
+        """Return the model's sizes for some data."""
+        sizes = {name: getattr(self, name) for name in ("layers", "heads", "width", "window", "context")}
+        dims = trajectories.observation_dim, trajectories.action_dim
+        return ModelConfig(*dims, **{**sizes, "dropout": 0.0, **changes})
+
+    def training(self, seed: int) -> TrainConfig:
+        """Return the settings of a training run."""
+        return TrainConfig(
+            batch_size=self.batch_size, steps=self.steps, learning_rate=self.learning_rate, warmup_share=0.03,
+            final_learning_rate_share=0.03, seed=seed, log_every=100, save_every_s=60.0,
+        )  # fmt: skip
+
+
+SMALL = Recipe(layers=2, width=64, window=6, context=3, batch_size=32, steps=3000, learning_rate=2e-3)
+"""Trained in a few minutes on two cores."""
+
+PAPER = Recipe()
+"""The paper's sizes; half an hour on a core."""
+
+
+def collected(run: Run, recipe: str, transitions: int, **changes: Any) -> Trajectories:
+    """Return a recipe's data, collected once for a run.
+
+    Args:
+        run: whose folder keeps them.
+        recipe: such as `hopper-expert`.
+        transitions: how many.
+        changes: of the collection's settings.
+    """
+    config: CollectConfig = dataclasses.replace(recipe_config(recipe, transitions=transitions), **changes)
+    path = run.out / "data" / f"{recipe}.hdf5"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        collect_to(config, path)
+    return load_dataset(path)
+
+
+def trained(
+    run: Run, name: str, data: Trajectories, recipe: Recipe, seed: int, config: DataConfig | None = None, **changes: Any
+) -> Checkpoint:
+    """Return a model, trained once for a run; a training that was stopped goes on.
+
+    Args:
+        run: whose folder keeps it.
+        name: of the model in that folder.
+        data: to train on.
+        recipe: sizes.
+        seed: of the training.
+        config: how data become windows.
+        changes: of the model's settings.
+    """
+    folder = run.out / "models" / f"{name}-seed{seed}"
+    return train(data, folder, recipe.model(data, **changes), config, recipe.training(seed), tensorboard=False)
+
+
+def planned_episodes(
+    model: Checkpoint, environment: str, plan: PlanConfig, episodes: int, seed: int, workers: int = 1
+) -> Rows:
+    """Let a planner control an environment: a row an episode, with its return, length and latencies in seconds."""
+    found = evaluate(model, environment, plan, EvaluateConfig(episodes, seed=seed, workers=workers))
+    return [
+        {
+            "seed": episode.seed,
+            "return": episode.total_reward,
+            "length": episode.length,
+            "latency_s": float(np.median(episode.latencies_s)),
+        }
+        for episode in found.episodes
+    ]
+
+
+def policy_episodes(
+    act: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], environment: str, episodes: int, seed: int
+) -> Rows:
+    """Let a policy control an environment: a row an episode. act: observation [N] -> action [M], environment units."""
+    env = make_environment(environment)
+    rows: Rows = []
+    for e in range(episodes):
+        observation, _ = env.reset(seed=seed + e)
+        total, length, over = 0.0, 0, False
+        while not over:
+            action = np.clip(act(np.asarray(observation, np.float32)), env.action_space.low, env.action_space.high)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, length, over = total + float(reward), length + 1, terminated or truncated
+        rows.append({"seed": seed + e, "return": total, "length": length})
+    env.close()
+    return rows
+
+
+def logged_episodes(data: Trajectories) -> Rows:
+    """The data's own episodes: a row each."""
+    lengths = data.episode_lengths
+    return [{"return": float(r), "length": int(n)} for r, n in zip(data.episode_returns, lengths, strict=True)]
+
+
+def mean_and_spread(rows: Rows, key: str = "return") -> tuple[float, float]:
+    """Mean and standard deviation over rows."""
+    numbers = np.array([float(row[key]) for row in rows])
+    return float(numbers.mean()), float(numbers.std())
