@@ -121,8 +121,8 @@ def compile_case(case: str, target: str) -> dict[str, int]:
         segment(words[0], words[-1], "window" in words) if len(words) > 1 else other(words[0])
     )
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=alignments(signature))
-    warps = WARPS if words[0] in ("prefill", "expand", "observe", "branch") else 4
-    stages = constants["SHAPE"].stages if warps == WARPS else 1
+    is_segment = words[0] in ("prefill", "expand", "observe", "branch")
+    warps, stages = (WARPS, constants["SHAPE"].stages) if is_segment else (4, 1)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     if target.startswith("gfx"):

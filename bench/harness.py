@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -56,6 +57,24 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "load_1_minute": round(os.getloadavg()[0], 2),
     }
+
+
+def gpu_machine() -> dict[str, Any]:
+    """Return what a measurement on a GPU ran on and with; without one it says so. Needs PyTorch and Triton alone."""
+    import triton
+
+    facts = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+    facts |= {"commit": commit(), "device": "cpu, interpreted"}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {"device": properties.name, "multiprocessors": properties.multi_processor_count}
+        facts |= {"memory_gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+        smi = shutil.which("nvidia-smi")
+        if smi:
+            query = [smi, "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
+            done = subprocess.run(query, capture_output=True, text=True, check=False)
+            facts["driver_and_clock"] = done.stdout.strip()
+    return facts
 
 
 def _processor() -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ttengine.checkpoint import Checkpoint
-from ttengine.config import DataConfig, ModelConfig
+from ttengine.config import WINDOW_CONTEXT, DataConfig, ModelConfig
 from ttengine.context import Context
 from ttengine.data import load_dataset
 from ttengine.discretizer import Discretizer, fit_discretizer
@@ -158,3 +158,17 @@ def replay(log: Log, lead: int, capacity: int) -> Iterator[tuple[Moment, bool]]:
             past = slice(row - capacity, row)
             context = Context(log.observations[past], log.actions[past], log.rewards[past], capacity)
             yield Moment(log.observations[row], context), row == first + lead
+
+
+def moments_of(checkpoint: Checkpoint, count: int) -> list[Moment]:
+    """Return successive control steps of one synthetic episode, with contexts as long as any search takes."""
+    model = checkpoint.model.config
+    capacity = model.layers * model.context
+    lead = max(capacity, WINDOW_CONTEXT)
+    log = synthetic_log(checkpoint.discretizer, model.action_dim, length=lead + count + 1)
+    return [moment for moment, _ in itertools.islice(replay(log, lead, lead), count)]
+
+
+def cropped(context: Context, capacity: int) -> Context:
+    """Return the last `capacity` transitions of a context."""
+    return Context(context.observations, context.actions, context.rewards, capacity)

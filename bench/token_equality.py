@@ -15,7 +15,9 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -168,11 +170,20 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def compare_plans(pair: Pair, log: Log, first: int, plans: int) -> dict[str, object]:
-    """Return how many plans were equal, near-ties and mismatches, and the margins at which they parted."""
+def compare_plans(pair: Pair, log: Log, first: int, plans: int, limit_s: float = math.inf) -> dict[str, object]:
+    """Return how many plans were equal, near-ties and mismatches, and the margins at which they parted.
+
+    Args:
+        pair: the engines.
+        log: what to replay.
+        first: the plan to begin with.
+        plans: how many.
+        limit_s: no further plan is begun after so many seconds; one always is.
+    """
     capacity = pair.planner.context_capacity
     margins = []
     done = 0
+    began = time.perf_counter()
     try:
         with torch.inference_mode():
             moments = enumerate(replay(log, capacity, capacity))
@@ -183,6 +194,8 @@ def compare_plans(pair: Pair, log: Log, first: int, plans: int) -> dict[str, obj
                 if margin is not None:
                     margins.append(margin)
                     print(f"plan {step} parts at a margin of {margin:.1e}", file=sys.stderr, flush=True)
+                if time.perf_counter() - began > limit_s:
+                    break
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     near = [margin for margin in margins if margin < NEAR]

@@ -156,6 +156,6 @@ def paged_attention(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, 
     if rows:
         _paged_attention[(triton.cdiv(rows, ROWS), heads)](
             query, keys, values, table, lengths, out, rows, table.shape[1], 1.0 / math.sqrt(head), keys.shape[2],
-            heads, head, ROWS, GROUP, min(KEYS, 2048 // head),
+            heads, head, ROWS, GROUP, min(KEYS, 2048 // head), enable_fp_fusion=True,
         )  # fmt: skip
     return out

@@ -173,6 +173,6 @@ def sample_topk(
     if rows:
         _sample_topk[(triton.cdiv(rows, ROWS),)](
             logits, noise, tokens, rows, logits.stride(0), vocabulary, triton.next_power_of_2(vocabulary),
-            Rule(k, cdf, temperature), ROWS,
+            Rule(k, cdf, temperature), ROWS, enable_fp_fusion=True,
         )  # fmt: skip
     return tokens

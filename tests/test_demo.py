@@ -18,10 +18,10 @@ from ttengine.data.collect import CollectConfig
 from ttengine.data.policy_spec import PolicySpec, load_behaviour
 from ttengine.demo import DemoConfig, run_demo
 from ttengine.demo_real_time import RealTimeConfig, describe_real_time, run_real_time
-from ttengine.demo_stages import Stages, write_json
 from ttengine.environments import control_period_s, make_environment
 from ttengine.errors import CheckpointError, ConfigError, MissingExtraError, RenderError
 from ttengine.evaluation import EvaluateConfig
+from ttengine.stages import Stages, write_json
 
 for module in ("gymnasium", "mujoco", "accelerate", "matplotlib", "h5py"):
     pytest.importorskip(module)

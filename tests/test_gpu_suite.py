@@ -212,6 +212,22 @@ def test_memcheck_counts_after_the_timing(monkeypatch: pytest.MonkeyPatch) -> No
     assert bad.report["correct"] is False
 
 
+@pytest.mark.parametrize("correct_at_the_end", [True, False])
+def test_the_exit_code_is_that_of_the_report(correct_at_the_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "--quick"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_suite, "gpu_machine", dict)
+    presets: list[Any] = []
+
+    def run(suite: Suite, some: Any, *_: Any) -> None:
+        presets.extend(some)
+        suite.report["correct"] = correct_at_the_end
+
+    monkeypatch.setattr(gpu_suite, "run", run)
+    assert gpu_suite.main() == (0 if correct_at_the_end else 1)
+    assert presets == [gpu_times.PRESETS[0]]
+
+
 def test_latency_and_batches_time_every_engine(case: Case) -> None:
     rows = gpu_suite.latency(case, "hopper", 1, 1)["rows"]
     assert {"triton bf16 rolling", "triton fp32 window", "PyTorch eager rolling", "naive"} <= set(rows)
