@@ -57,7 +57,7 @@ def test_core_dependencies_are_few(project: dict[str, Any]) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["pinned.txt", "optional.txt"])
+@pytest.mark.parametrize("name", ["pinned.txt", "optional.txt", "baselines.txt"])
 def test_pins_are_exact_and_fit_for_a_constraints_file(repository: Path, name: str) -> None:
     for pin in read_pins(repository / "requirements" / name).values():
         versions = list(pin.specifier)

@@ -256,8 +256,9 @@ class TritonEngine:
         """Gather one candidate of each problem, with the score that `select_beams` gave it. kept [B, 1] int64."""
         memory = self._memory
         self._segments.take[(len(kept),)](
-            memory.candidates, memory.problems, kept, self._score, memory.found, self._round, self.shape, self.search
-        )
+            memory.candidates, memory.problems, kept, self._score, memory.found, self._round, self.shape, self.search,
+            enable_fp_fusion=True,
+        )  # fmt: skip
         return self._read(memory.found, memory.staged.device["start"], self.discretizer)[0]
 
     def next_log_probabilities(self) -> Tensor:

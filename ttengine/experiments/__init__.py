@@ -7,6 +7,7 @@ from typing import Any
 
 EXPERIMENTS = {
     "imitation": "plain likelihood beam search beside behaviour cloning, on an expert's logs",
+    "offline_rl": "returns on data of several tiers, beside BC, CQL, IQL and the Decision Transformer",
     "ablations": "horizon, beam width, expansion and filters: what each brings, and what it costs",
 }
 """Name -> what it shows."""

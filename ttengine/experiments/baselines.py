@@ -1,11 +1,10 @@
-"""Other ways to learn from the same data, through d3rlpy: behaviour cloning, CQL, IQL."""
+"""Other ways to learn from the same data, through d3rlpy: behaviour cloning, CQL, IQL, Decision Transformer."""
 
 from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +12,51 @@ import numpy.typing as npt
 from ttengine.data.trajectories import Trajectories
 from ttengine.errors import MissingExtraError
 
-ALGORITHMS = {"BC": "BCConfig", "CQL": "CQLConfig", "IQL": "IQLConfig"}
-"""Name -> d3rlpy's configuration, with that library's default settings but for the scalers and the batch."""
+FloatArray = npt.NDArray[np.float32]
 
-Policy = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+ALGORITHMS = {"BC": "BCConfig", "CQL": "CQLConfig", "IQL": "IQLConfig", "DT": "DecisionTransformerConfig"}
+"""Name -> d3rlpy's configuration. Its default settings are kept, but for scaled observations and actions."""
+
+REWARD_SCALE = 1e-3
+"""Of the Decision Transformer, which reads returns as inputs."""
+
+
+class Policy(Protocol):
+    """Acts in one episode after the other."""
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        ...
+
+    def act(self, observation: FloatArray, reward: float) -> FloatArray:
+        """Return an action. observation [N], the reward that led to it -> [M]; environment units."""
+        ...
+
+
+class _Reactive:
+    """A policy of the observation alone."""
+
+    def __init__(self, learner: Any) -> None:
+        self.learner = learner
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+    def act(self, observation: FloatArray, reward: float) -> FloatArray:
+        return np.asarray(self.learner.predict(observation[None])[0], np.float32)
+
+
+class _Conditioned:
+    """A Decision Transformer that is asked for a return."""
+
+    def __init__(self, learner: Any, target: float) -> None:
+        self.wrapper = learner.as_stateful_wrapper(target)
+
+    def reset(self) -> None:
+        self.wrapper.reset()
+
+    def act(self, observation: FloatArray, reward: float) -> FloatArray:
+        return np.asarray(self.wrapper.predict(observation, reward), np.float32)
 
 
 def require_d3rlpy() -> Any:
@@ -26,29 +66,29 @@ def require_d3rlpy() -> Any:
         MissingExtraError: it is not installed; the message says how, for its own pins contradict today's packages.
     """
     try:
-        import d3rlpy
+        d3rlpy = importlib.import_module("d3rlpy")
+        structlog = importlib.import_module("structlog")
     except ImportError as error:
         raise MissingExtraError(
             f"baselines are trained by d3rlpy, which cannot be imported ({error}): "
             "pip install --no-deps --requirement requirements/baselines.txt"
         ) from error
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     return d3rlpy
 
 
 def fit_baseline(algorithm: str, data: Trajectories, steps: int, seed: int) -> Policy:
-    """Train a baseline on the data and return its policy, observation [N] -> action [M], environment units.
+    """Train a baseline on the data and return its policy.
 
     Args:
-        algorithm: one of ALGORITHMS.
+        algorithm: one of ALGORITHMS. The Decision Transformer is asked for the data's best return.
         data: to learn from; true terminals end an episode, time-outs cut it.
-        steps: of the optimiser, 256 transitions each.
+        steps: of the optimiser: 256 transitions each, of the Decision Transformer 64 sequences of 20.
         seed: of weights and batches.
     Raises:
         MissingExtraError: d3rlpy is not installed.
     """
     d3rlpy = require_d3rlpy()
-    quieten = importlib.import_module("structlog")
-    quieten.configure(wrapper_class=quieten.make_filtering_bound_logger(logging.WARNING))
     d3rlpy.seed(seed)
     dataset = d3rlpy.dataset.MDPDataset(
         data.observations,
@@ -58,12 +98,16 @@ def fit_baseline(algorithm: str, data: Trajectories, steps: int, seed: int) -> P
         data.timeouts.astype(np.float32),
     )
     scalers = d3rlpy.preprocessing
-    config = getattr(d3rlpy.algos, ALGORITHMS[algorithm])(
-        batch_size=256,
-        observation_scaler=scalers.StandardObservationScaler(),
-        action_scaler=scalers.MinMaxActionScaler(),
-    )
-    learner = config.create(device=None)
+    settings: dict[str, Any] = {
+        "observation_scaler": scalers.StandardObservationScaler(),
+        "action_scaler": scalers.MinMaxActionScaler(),
+        "batch_size": 256,
+    }
+    if algorithm == "DT":
+        settings |= {"batch_size": 64, "reward_scaler": scalers.MultiplyRewardScaler(REWARD_SCALE)}
+    learner = getattr(d3rlpy.algos, ALGORITHMS[algorithm])(**settings).create(device=None)
     quiet = d3rlpy.logging.NoopAdapterFactory()
     learner.fit(dataset, n_steps=steps, n_steps_per_epoch=steps, show_progress=False, logger_adapter=quiet)
-    return lambda observation: np.asarray(learner.predict(observation[None])[0], np.float32)
+    if algorithm == "DT":
+        return _Conditioned(learner, float(data.episode_returns.max()))
+    return _Reactive(learner)

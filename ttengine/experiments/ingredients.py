@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ttengine.checkpoint import Checkpoint
 from ttengine.config import DataConfig, ModelConfig, PlanConfig, TrainConfig
@@ -17,6 +15,7 @@ from ttengine.data.recipes import recipe_config
 from ttengine.data.trajectories import Trajectories
 from ttengine.environments import make_environment
 from ttengine.evaluation import EvaluateConfig, evaluate
+from ttengine.experiments.baselines import Policy
 from ttengine.experiments.run import Rows, Run
 from ttengine.training import train
 
@@ -109,19 +108,20 @@ def planned_episodes(
     ]
 
 
-def policy_episodes(
-    act: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], environment: str, episodes: int, seed: int
-) -> Rows:
-    """Let a policy control an environment: a row an episode. act: observation [N] -> action [M], environment units."""
+def policy_episodes(policy: Policy, environment: str, episodes: int, seed: int) -> Rows:
+    """Let a policy control an environment: a row an episode."""
     env = make_environment(environment)
     rows: Rows = []
     for e in range(episodes):
         observation, _ = env.reset(seed=seed + e)
-        total, length, over = 0.0, 0, False
+        policy.reset()
+        total, reward, length, over = 0.0, 0.0, 0, False
         while not over:
-            action = np.clip(act(np.asarray(observation, np.float32)), env.action_space.low, env.action_space.high)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            total, length, over = total + float(reward), length + 1, terminated or truncated
+            action = policy.act(np.asarray(observation, np.float32), reward)
+            action = np.clip(action, env.action_space.low, env.action_space.high)  # type: ignore[attr-defined]
+            observation, gained, terminated, truncated, _ = env.step(action)
+            reward = float(gained)
+            total, length, over = total + reward, length + 1, terminated or truncated
         rows.append({"seed": seed + e, "return": total, "length": length})
     env.close()
     return rows

@@ -11,7 +11,9 @@ FOLDER/*.png, report.html, report.json
 from __future__ import annotations
 
 import csv
+import json
 import platform
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +50,7 @@ class Run:
         out: the folder; a run that was stopped there goes on.
         experiment: its name.
         config: its settings, a dataclass.
-        fresh: begin anew, whatever is there.
+        fresh: begin anew: what another run left there is deleted.
         console: where to say what happens.
     Attributes:
         missing: arm -> why it has no numbers.
@@ -62,14 +64,15 @@ class Run:
         self.out, self.experiment, self.config = out, experiment, config
         self.console = console or Console()
         self.missing: dict[str, str] = {}
-        self.about = {"experiment": experiment, "config": to_dict(config), "versions": versions()}
-        about = out / "run.json"
-        if about.is_file() and not fresh:
-            self._check_same(read_json(about))
-        elif (out / "arms").is_dir():
-            for path in (out / "arms").iterdir():
-                path.unlink()
-        write_json(about, self.about)
+        about = {"experiment": experiment, "config": to_dict(config), "versions": versions()}
+        self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back
+        path = out / "run.json"
+        if path.is_file() and not fresh:
+            self._check_same(read_json(path))
+        else:
+            for name in ("arms", "data", "models"):
+                shutil.rmtree(out / name, ignore_errors=True)
+        write_json(path, self.about)
         (out / "arms").mkdir(exist_ok=True)
 
     def _check_same(self, found: Mapping[str, Any]) -> None:
