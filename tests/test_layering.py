@@ -34,7 +34,7 @@ CORE = {"torch", "numpy", "safetensors", "tyro", "rich", "ttengine"} | set(sys.s
 NEED_AN_EXTRA = {
     "ttengine.old_gym": "it subclasses gymnasium.Env",
     "ttengine.data.train_behaviours": "a program, run with python -m",
-    "ttengine.experiments.four_rooms": "it subclasses gymnasium.Env",
+    **dict.fromkeys(("ttengine.experiments.four_rooms", "ttengine.experiments.maze"), "it subclasses gymnasium.Env"),
     "ttengine.engines.triton_memory": "it lays memory out for Triton kernels",
     **dict.fromkeys(
         (

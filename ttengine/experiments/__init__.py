@@ -8,6 +8,7 @@ from typing import Any
 EXPERIMENTS = {
     "imitation": "plain likelihood beam search beside behaviour cloning, on an expert's logs",
     "offline_rl": "returns on data of several tiers, beside BC, CQL, IQL and the Decision Transformer",
+    "antmaze": "AntMaze's medium maze: a critic as the search's heuristic",
     "ablations": "horizon, beam width, expansion and filters: what each brings, and what it costs",
 }
 """Name -> what it shows."""

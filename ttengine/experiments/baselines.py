@@ -24,6 +24,9 @@ REWARD_SCALE = 1e-3
 class Policy(Protocol):
     """Acts in one episode after the other."""
 
+    learner: Any
+    """d3rlpy's"""
+
     def reset(self) -> None:
         """Begin an episode."""
         ...
@@ -50,6 +53,7 @@ class _Conditioned:
     """A Decision Transformer that is asked for a return."""
 
     def __init__(self, learner: Any, target: float) -> None:
+        self.learner = learner
         self.wrapper = learner.as_stateful_wrapper(target)
 
     def reset(self) -> None:
@@ -77,7 +81,7 @@ def require_d3rlpy() -> Any:
     return d3rlpy
 
 
-def fit_baseline(algorithm: str, data: Trajectories, steps: int, seed: int) -> Policy:
+def fit_baseline(algorithm: str, data: Trajectories, steps: int, seed: int, **changes: Any) -> Policy:
     """Train a baseline on the data and return its policy.
 
     Args:
@@ -85,6 +89,7 @@ def fit_baseline(algorithm: str, data: Trajectories, steps: int, seed: int) -> P
         data: to learn from; true terminals end an episode, time-outs cut it.
         steps: of the optimiser: 256 transitions each, of the Decision Transformer 64 sequences of 20.
         seed: of weights and batches.
+        changes: of d3rlpy's settings.
     Raises:
         MissingExtraError: d3rlpy is not installed.
     """
@@ -105,7 +110,7 @@ def fit_baseline(algorithm: str, data: Trajectories, steps: int, seed: int) -> P
     }
     if algorithm == "DT":
         settings |= {"batch_size": 64, "reward_scaler": scalers.MultiplyRewardScaler(REWARD_SCALE)}
-    learner = getattr(d3rlpy.algos, ALGORITHMS[algorithm])(**settings).create(device=None)
+    learner = getattr(d3rlpy.algos, ALGORITHMS[algorithm])(**settings | changes).create(device=None)
     quiet = d3rlpy.logging.NoopAdapterFactory()
     learner.fit(dataset, n_steps=steps, n_steps_per_epoch=steps, show_progress=False, logger_adapter=quiet)
     if algorithm == "DT":

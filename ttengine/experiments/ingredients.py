@@ -14,9 +14,10 @@ from ttengine.data.load import load_dataset
 from ttengine.data.recipes import recipe_config
 from ttengine.data.trajectories import Trajectories
 from ttengine.environments import make_environment
-from ttengine.evaluation import EvaluateConfig, evaluate
+from ttengine.evaluation import Environment, EvaluateConfig, evaluate
 from ttengine.experiments.baselines import Policy
 from ttengine.experiments.run import Rows, Run
+from ttengine.objectives import Objective
 from ttengine.training import train
 
 BODIES = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4", "ant": "Ant-v4"}
@@ -93,10 +94,18 @@ def trained(
 
 
 def planned_episodes(
-    model: Checkpoint, environment: str, plan: PlanConfig, episodes: int, seed: int, workers: int = 1
+    model: Checkpoint,
+    environment: Environment,
+    plan: PlanConfig,
+    episodes: int,
+    seed: int,
+    workers: int = 1,
+    objective: Objective | None = None,
+    max_steps: int | None = None,
 ) -> Rows:
     """Let a planner control an environment: a row an episode, with its return, length and latencies in seconds."""
-    found = evaluate(model, environment, plan, EvaluateConfig(episodes, seed=seed, workers=workers))
+    config = EvaluateConfig(episodes, seed=seed, workers=workers, max_steps=max_steps)
+    found = evaluate(model, environment, plan, config, objective=objective)
     return [
         {
             "seed": episode.seed,
@@ -108,9 +117,9 @@ def planned_episodes(
     ]
 
 
-def policy_episodes(policy: Policy, environment: str, episodes: int, seed: int) -> Rows:
+def policy_episodes(policy: Policy, environment: Environment, episodes: int, seed: int) -> Rows:
     """Let a policy control an environment: a row an episode."""
-    env = make_environment(environment)
+    env = make_environment(environment) if isinstance(environment, str) else environment()
     rows: Rows = []
     for e in range(episodes):
         observation, _ = env.reset(seed=seed + e)
