@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
-from ttengine.config import PlanConfig
+from ttengine.config import DataConfig, PlanConfig
 from ttengine.data.trajectories import Trajectories
 from ttengine.experiments.baselines import fit_baseline
 from ttengine.experiments.ingredients import (
@@ -47,6 +48,9 @@ class Config:
     workers: int = 1
     """processes that evaluate"""
     recipe: Recipe = SMALL
+    binning: Literal["uniform", "quantile"] = "uniform"
+    """an action is likely among uniform bins where its density is high; among quantile bins where it is high for this
+    state, compared with all states"""
     plan: PlanConfig = PLAN
     cloning_steps: int = 5_000
     """of behaviour cloning's optimiser"""
@@ -73,7 +77,7 @@ def run(run: Run, config: Config) -> Report:
 
 
 def _imitate(run: Run, config: Config, body: str, data: Trajectories, seed: int) -> Rows:
-    model = trained(run, body, data, config.recipe, seed)
+    model = trained(run, body, data, config.recipe, seed, DataConfig(binning=config.binning))
     return planned_episodes(model, BODIES[body], config.plan, config.episodes, 1000 * seed, config.workers)
 
 
