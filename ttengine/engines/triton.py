@@ -271,7 +271,8 @@ class TritonEngine:
 
     def planned(self) -> Tensor:
         """Return the beams' tokens after the current observation, [B, W, ...] int64."""
-        return self._newest.tokens[:, : self._beams, : self._token]
+        tokens: Tensor = self._newest.tokens
+        return tokens[:, : self._beams, : self._token]
 
     def branch(self, beams: Tensor, tokens: Tensor) -> None:
         """Replace the beams."""

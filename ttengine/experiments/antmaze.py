@@ -99,7 +99,7 @@ def run(run: Run, config: Config) -> Report:
         arms += [
             Arm(f"return {seed}", partial(_search, run, config, Maze, data, seed, None)),
             Arm(f"Q {seed}", partial(_search, run, config, Maze, data, seed, critic)),
-            Arm(f"IQL {seed}", lambda c=critic, s=seed: policy_episodes(c(), Maze, config.episodes, 1000 * s)),
+            Arm(f"IQL {seed}", partial(_policy, config, Maze, critic, seed)),
         ]
     return _report(run, config, data, run.measure(arms))
 
@@ -118,6 +118,10 @@ class _Once:
 def _critic(config: Config, data: Trajectories, seed: int) -> Any:
     settings = {"expectile": config.expectile, "weight_temp": config.temperature}
     return fit_baseline("IQL", data, config.critic_steps, seed, **settings)
+
+
+def _policy(config: Config, maze: Any, critic: _Once, seed: int) -> Rows:
+    return policy_episodes(critic(), maze, config.episodes, 1000 * seed)
 
 
 def _search(run: Run, config: Config, maze: Any, data: Trajectories, seed: int, critic: _Once | None) -> Rows:

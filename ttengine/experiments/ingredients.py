@@ -119,7 +119,7 @@ def planned_episodes(
 
 def policy_episodes(policy: Policy, environment: Environment, episodes: int, seed: int) -> Rows:
     """Let a policy control an environment: a row an episode."""
-    env = make_environment(environment) if isinstance(environment, str) else environment()
+    env: Any = make_environment(environment) if isinstance(environment, str) else environment()
     rows: Rows = []
     for e in range(episodes):
         observation, _ = env.reset(seed=seed + e)
@@ -127,7 +127,7 @@ def policy_episodes(policy: Policy, environment: Environment, episodes: int, see
         total, reward, length, over = 0.0, 0.0, 0, False
         while not over:
             action = policy.act(np.asarray(observation, np.float32), reward)
-            action = np.clip(action, env.action_space.low, env.action_space.high)  # type: ignore[attr-defined]
+            action = np.clip(action, env.action_space.low, env.action_space.high)
             observation, gained, terminated, truncated, _ = env.step(action)
             reward = float(gained)
             total, length, over = total + reward, length + 1, terminated or truncated

@@ -177,4 +177,5 @@ def wander(transitions: int, episode_steps: int, seed: int) -> Trajectories:
             over = terminal or cut
             for name, value in (("rewards", reward), ("terminals", terminal), ("timeouts", cut)):
                 log[name].append(value)
-    return Trajectories(**{name: np.asarray(values) for name, values in log.items()}, name="medium-maze-ball")
+    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in log.items()}
+    return Trajectories(**arrays, name="medium-maze-ball")
