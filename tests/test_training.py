@@ -35,7 +35,14 @@ from ttengine.errors import (
     ShapeError,
 )
 from ttengine.model import TrajectoryTransformer
-from ttengine.optimisation import decayed_names, learning_rate, make_optimiser, token_losses, token_weights
+from ttengine.optimisation import (
+    decayed_names,
+    learning_rate,
+    make_optimiser,
+    spread_over_bins,
+    token_losses,
+    token_weights,
+)
 from ttengine.training import planned_steps, train
 from ttengine.training_log import COLUMNS
 from ttengine.training_loop import TrainingLoop, first_bad_tensor
@@ -180,6 +187,41 @@ def test_only_linear_and_head_weights_decay() -> None:
     groups = make_optimiser(model, TrainConfig(weight_decay=0.3)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_gradients_spread_over_neighbouring_bins_of_their_own_dimension() -> None:
+    torch.manual_seed(0)
+    sizes = tiny_model(goal=True, dropout=0.0)
+    V, D = sizes.n_bins, sizes.width
+    model = TrajectoryTransformer(sizes)
+    goal, tokens = torch.zeros(2, sizes.observation_dim, dtype=torch.int64), torch.ones(2, 7, dtype=torch.int64)
+    tokens[1, 5:] = V  # the episode is over
+
+    def gradients() -> tuple[Tensor, Tensor, Tensor]:
+        model.zero_grad()
+        model(tokens, goal).square().sum().backward()
+        named = dict(model.named_parameters())
+        found = [named[f"{name}.weight"].grad for name in ("token_embedding", "goal_embedding", "head")]
+        return tuple(gradient.clone() for gradient in found)  # type: ignore[union-attr, return-value]
+
+    plain = gradients()
+    spread_over_bins(model, 0.0)
+    for before, after in zip(plain, gradients(), strict=True):
+        assert torch.equal(before, after)
+    spread_over_bins(model, 1.5)
+    embedding, goals, head = gradients()
+    near = [float(i == j) + math.exp(-0.5 * ((i - j) / 1.5) ** 2) for i in range(V) for j in range(V)]
+    mix = torch.tensor(near).view(V, V)
+    for column in range(sizes.transition_dim):
+        rows = slice(column * V, (column + 1) * V)
+        torch.testing.assert_close(embedding[rows], mix @ plain[0][rows])
+        torch.testing.assert_close(head[column, :V], mix @ plain[2][column, :V])
+        if column < sizes.observation_dim:
+            torch.testing.assert_close(goals[rows], mix @ plain[1][rows])
+    assert torch.equal(embedding[-1], plain[0][-1]) and plain[0][-1].any(), "the stop token has no neighbours"
+    assert torch.equal(head[:, V], plain[2][:, V]) and plain[2][:, V].any()
+    assert embedding.shape == (V * sizes.transition_dim + 1, D)
+    assert (plain[0][2] == 0).all() and embedding[2].any(), "a bin that never came learns from its neighbour"
 
 
 def test_epochs_are_the_papers() -> None:

@@ -147,6 +147,9 @@ class TrainConfig:
     """on the weights of linear layers and of the head only"""
     clip_norm: float = 1.0
     """largest gradient norm"""
+    bin_smoothing: float = 0.0
+    """spread each bin's gradient over its neighbours, by a Gaussian of so many bins: what one learns, they learn in
+    part; 0: every bin for itself, as released"""
     observation_weight: float = 1.0
     """weight of each observation token's cross-entropy"""
     action_weight: float = 5.0
@@ -180,6 +183,7 @@ class TrainConfig:
             raise ConfigError(f"betas is {self.betas}, allowed are two numbers in [0, 1)")
         check_range(self, "weight_decay", 0.0, 10.0)
         check_range(self, "clip_norm", 1e-9, 1e9)
+        check_range(self, "bin_smoothing", 0.0, 1e3)
         for name in ("observation_weight", "action_weight", "reward_weight", "value_weight"):
             check_range(self, name, 0.0, 1e6)
         check_choice(self, "precision", ("no", "bf16", "fp16"))

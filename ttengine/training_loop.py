@@ -28,6 +28,7 @@ from ttengine.optimisation import (
     TokenWeights,
     learning_rate,
     make_optimiser,
+    spread_over_bins,
     token_losses,
     token_weights,
 )
@@ -94,6 +95,7 @@ class TrainingLoop:
         torch.manual_seed(config.seed)
         self.model = TrajectoryTransformer(prepared.model).to(device)
         self.adamw = make_optimiser(self.model, config)
+        spread_over_bins(self.model, config.bin_smoothing)
         self.progress = Progress()
         if folder.resume.exists():
             self.progress = read_resume(folder.resume, self.model, self.adamw, prepared.identity, prepared.steps)

@@ -54,7 +54,6 @@ from ttengine.experiments.run import Arm, Rows, Run
 from ttengine.model import KeyValueCache, TrajectoryTransformer
 from ttengine.viz.curves import Curve, Panel, draw_side_by_side, plot_curves
 
-RECIPE = dataclasses.replace(SMALL, steps=4_000)
 METHODS = ("TT", "Markovian", "ensemble")
 LABELS = {"TT": "Trajectory Transformer", "Markovian": "Markovian transformer", "ensemble": "feed-forward ensemble"}
 LIKELIHOODS = {
@@ -90,7 +89,7 @@ class Config:
     """rolled from each start; a multiple of the ensemble's members"""
     steps: int = 100
     """of a rollout"""
-    recipe: Recipe = RECIPE
+    recipe: Recipe = SMALL
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     film: bool = True
     """also render the first start's true and imagined rollouts side by side"""

@@ -55,7 +55,7 @@ TARGET = 0.9
 DRAWN = 60
 """Logged episodes in the picture."""
 
-SMALL = Recipe(layers=2, width=64, window=6, context=3, batch_size=32, steps=6000, learning_rate=2e-3)
+SMALL = Recipe(layers=2, width=64, window=6, context=3, batch_size=32, steps=6000, learning_rate=4e-3)
 """Trained in a few minutes on a core."""
 
 PLAN = PlanConfig(
