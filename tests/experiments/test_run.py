@@ -183,9 +183,17 @@ def test_reports_stand_without_the_arms_that_failed(tmp_path: Path) -> None:
     run.missing["hopper demonstrator"] = "it broke"
     report = imitation._report(run, imitation.Config(), {"hopper TT 0": rows(5)})
     assert report.tables[0].rows == [["hopper", "likelihood beam search", "5 +- 0", "", "1", "1"]] and not report.checks
+    report = imitation._report(run, imitation.Config(), {"hopper demonstrator": rows(-9), "hopper TT 0": rows(-10)})
+    assert report.tables[0].rows[1][2:4] == ["-10 +- 0", ""] and not report.checks
     report = ablations._report(run, ablations.Config(), {"hopper-medium-expert as is, seed 0": rows(5)})
     assert [row[0] for row in report.tables[0].rows] == ["as is"]
-    without = {"offline_rl": ({},), "dynamics": ({},), "imitation": (), "ablations": (), "attention": ()}
+    without: dict[str, tuple[dict[str, str], ...]] = {
+        "offline_rl": ({},),
+        "dynamics": ({},),
+        "imitation": (),
+        "ablations": (),
+        "attention": (),
+    }
     for name, more in without.items():
         experiment = load_experiment(name)
         report = experiment._report(run, experiment.Config(), {}, *more)
@@ -216,5 +224,5 @@ def test_offline_rl_asks_for_its_library_before_anything_is_made(
         config = experiment.Config()
         run = Run(tmp_path / experiment.__name__, "made-up", config)
         with pytest.raises(MissingExtraError, match="baselines are trained by d3rlpy"):
-            experiment.run(run, config)  # type: ignore[arg-type]
+            experiment.run(run, config)
         assert not (run.out / "data").exists()

@@ -27,8 +27,15 @@ def made_up(dims: int = 3, actions: int = 1, **metadata: Any) -> Trajectories:
     rng = np.random.default_rng(0)
     ends = np.zeros(60, bool)
     ends[[19, 39, 49, 59]] = True
-    columns = np.cumsum(rng.normal(size=(60, dims)), axis=0), rng.uniform(-1, 1, (60, actions)), np.arange(60.0)
-    return Trajectories(*columns, np.zeros(60, bool), ends, name="made-up", metadata=metadata)
+    return Trajectories(
+        np.cumsum(rng.normal(size=(60, dims)), axis=0).astype(np.float32),
+        rng.uniform(-1, 1, (60, actions)).astype(np.float32),
+        np.arange(60, dtype=np.float32),
+        np.zeros(60, bool),
+        ends,
+        name="made-up",
+        metadata=metadata,
+    )
 
 
 @pytest.fixture
@@ -45,8 +52,8 @@ def nothing_collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_recipes_and_files_come_in_the_same_way(tmp_path: Path, nothing_collected: list[str]) -> None:
     pytest.importorskip("gymnasium")
-    for name, metadata in (("known", {"env_id": "Pendulum-v1"}), ("unknown", {})):
-        save_dataset(made_up(**metadata), tmp_path / f"{name}.npz")
+    save_dataset(made_up(env_id="Pendulum-v1"), tmp_path / "known.npz")
+    save_dataset(made_up(), tmp_path / "unknown.npz")
     names = (str(tmp_path / "known.npz"), "hopper-medium-tt", str(tmp_path / "unknown.npz"))
     found = sources(Run(tmp_path / "r", "made-up", Settings()), names, 70, "Pendulum-v1")
     assert [(s.name, s.env_id) for s in found] == [
@@ -107,6 +114,7 @@ def test_columns_that_were_cut_fit_a_longer_observation() -> None:
         ("hopper-medium-expert", "hopper-medium-expert", ("hopper", "medium-expert")),
         ("halfcheetah-medium-replay-v2", "halfcheetah-medium-replay-v2", ("halfcheetah", "medium-replay")),
         ("mujoco/walker2d/medium-v0", "mujoco-walker2d-medium-v0", ("walker2d", "medium")),
+        ("ant_medium_expert-v2.hdf5", "ant_medium_expert-v2", ("ant", "medium-expert")),
         ("logs/of mine.npz", "of-mine", None),
         ("antmaze-medium-play-v2", "antmaze-medium-play-v2", None),
     ],

@@ -129,12 +129,12 @@ def _report(run: Run, config: Config, found: dict[str, Rows]) -> Report:
             episodes = [row for each in names for row in found[each]]
             mean, spread = mean_and_spread(episodes)
             seeds = "" if method == "demonstrator" else str(len(names))
-            share = mean / demonstrator if demonstrator else None
+            share = mean / demonstrator if demonstrator is not None and demonstrator > 0 else None
             shown = f"{100 * share:.0f} %" if share is not None else ""
             rows.append([name, label, f"{mean:,.0f} +- {spread:,.0f}", shown, f"{len(episodes)}", seeds])
             if share is None or demonstrator is None:
-                continue  # its row says what the return is; a share of nothing is no number
-            bars[f"{name}\n{label}"] = (100 * share, 100 * spread / abs(demonstrator))
+                continue  # its row has the return; a share of nothing, or of a negative return, says nothing
+            bars[f"{name}\n{label}"] = (100 * share, 100 * spread / demonstrator)
             if method == "TT":
                 checks[f"{name}: at least 95 % of the demonstrator's return"] = share >= 0.95
     plot_bars(run.out / "imitation.png", bars, title="Return as a share of the demonstrator's", unit="%", line=100)

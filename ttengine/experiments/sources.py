@@ -139,8 +139,8 @@ def check_environment(source: Source) -> None:
 
 
 def body_and_tier(name: str) -> tuple[str, str] | None:
-    """Return body and tier of a name such as `hopper-medium-v2`; None where it has none."""
-    found = _TIER.fullmatch(name)
+    """Return body and tier of a name such as `hopper-medium-v2` or `hopper_medium-v2`; None where it has none."""
+    found = _TIER.fullmatch(name.replace("_", "-"))
     return (found.group(1), found.group(2)) if found is not None else None
 
 
