@@ -117,8 +117,8 @@ def test_goal_models_and_empty_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="without goals"):
         attention_weights(made_up_model(goal=True), torch.zeros(1, K, dtype=torch.int64))
     with pytest.raises(ConfigError, match="name at least one"):
-        Config(recipes=(), models=())
-    assert len(Config.full().recipes) == 3
+        Config(datasets=(), models=())
+    assert len(Config.full().datasets) == 3
 
 
 def test_windows_without_padding_are_drawn() -> None:
@@ -148,7 +148,7 @@ def test_the_experiment_runs_from_data_to_page(tmp_path: Path) -> None:
     recipe = Recipe(layers=2, heads=2, width=8, window=3, context=2, batch_size=8, steps=4)
     models = (str(tmp_path / "finished.safetensors"), str(tmp_path / "silent.safetensors"))
     config = Config(
-        recipes=("hopper-medium",), models=models, transitions=1_500, fresh_transitions=300, windows=20, recipe=recipe
+        datasets=("hopper-medium",), models=models, transitions=1_500, fresh_transitions=300, windows=20, recipe=recipe
     )
     run = Run(tmp_path / "run", "attention", config)
     report = attention.run(run, config)

@@ -334,8 +334,8 @@ def test_an_ensemble_is_trained_once_and_again_when_settings_change(tmp_path: Pa
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="allowed is a multiple of the 5"):
         Config(particles=12)
-    with pytest.raises(ConfigError, match="no body crab"):
-        Config(bodies=("crab",))
+    with pytest.raises(ConfigError, match="hopper-medium is there twice"):
+        Config(datasets=("hopper-medium", "data/hopper-medium.npz"))
     assert Config.full().particles % Config.full().ensemble.members == 0
     model = TrajectoryTransformer(ModelConfig(N, M, n_bins=V, layers=1, heads=1, width=8, positions="absolute"))
     with pytest.raises(ConfigError, match="rotary"):
@@ -375,17 +375,17 @@ def test_the_experiment_runs_from_data_to_page(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(dynamics, "draw_side_by_side", draw)
     recipe = Recipe(layers=1, heads=2, width=8, window=3, context=2, batch_size=8, steps=4)
     config = Config(
-        bodies=("hopper",), transitions=1_500, starts=3, particles=4, steps=12, recipe=recipe,
+        datasets=("hopper-medium",), transitions=1_500, starts=3, particles=4, steps=12, recipe=recipe,
         ensemble=dataclasses.replace(TINY, steps=20),
     )  # fmt: skip
     run = Run(tmp_path, "dynamics", config)
     report = dynamics.run(run, config)
     assert not run.missing
     page = write_report(run, report).read_text()
-    assert "Trajectory Transformer" in page and (tmp_path / "dynamics-hopper.png").stat().st_size > 10_000
+    assert "Trajectory Transformer" in page and (tmp_path / "dynamics-hopper-medium.png").stat().st_size > 10_000
     rows = read_rows(tmp_path / "results.csv")
     assert len(rows) == 3 * 3 * 12 and {row["arm"] for row in rows} == {
-        "hopper TT 0", "hopper Markovian 0", "hopper ensemble 0",
+        "hopper-medium TT 0", "hopper-medium Markovian 0", "hopper-medium ensemble 0",
     }  # fmt: skip
     assert all(math.isfinite(float(row[key])) for row in rows for key in ("log_likelihood", "fitted", "squared_error"))
     assert len(report.checks) == 2 and all("from step 10 on" in claim for claim in report.checks)
@@ -394,7 +394,7 @@ def test_the_experiment_runs_from_data_to_page(tmp_path: Path, monkeypatch: pyte
         assert [track.shape for track in tracks.values()] == [(13, 11)] * 4
         truth, imagined = tracks["true"], tracks["Trajectory Transformer"]
         assert np.array_equal(truth[0], imagined[0]) and not np.array_equal(truth[1:], imagined[1:])
-        assert "dynamics-hopper-film.png" in report.pictures
+        assert "dynamics-hopper-medium-film.png" in report.pictures
     else:
-        assert "no film of hopper: nothing can be rendered here" in report.text
-        assert report.pictures == ["dynamics-hopper.png"]
+        assert "no film of hopper-medium: nothing can be rendered here" in report.text
+        assert report.pictures == ["dynamics-hopper-medium.png"]

@@ -13,7 +13,7 @@ from ttengine import cli
 from ttengine.errors import ConfigError, MissingExtraError
 from ttengine.experiments import EXPERIMENTS, ablations, baselines, imitation, load_experiment, offline_rl
 from ttengine.experiments.report import Report, Table, write_page, write_report
-from ttengine.experiments.run import Arm, Run, read_rows
+from ttengine.experiments.run import Arm, Rows, Run, read_rows
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a")
 
@@ -103,7 +103,9 @@ def test_a_baseline_whose_library_is_missing_says_how_to_install_it(monkeypatch:
 
 def test_unknown_names_are_refused_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="bodies: cat unknown; there are hopper"):
-        offline_rl.Config(bodies=("cat",))
+        imitation.Config(bodies=("cat",))
+    with pytest.raises(ConfigError, match="baselines: TD3 unknown; there are BC"):
+        offline_rl.Config(baselines=("TD3",))
     assert cli.main(["experiment", "nothing", "--out", str(tmp_path / "x")]) == cli.WRONG_INPUT
     assert "there are imitation" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -119,8 +121,8 @@ TINY = ["--transitions", "1500", "--episodes", "1", "--recipe.steps", "3", "--re
         ("imitation", ["--bodies", "hopper", "--cloning-steps", "5"], ["demonstrator", "TT 0", "BC 0"]),
         (
             "offline_rl",
-            ["--bodies", "hopper", "--tiers", "medium-replay", "--baseline-steps", "5", "--plan.horizon", "2"],
-            ["data", "TT quantile 0", "BC 0", "IQL 0", "DT 0"],
+            ["--datasets", "hopper-medium-expert", "--baseline-steps", "5", "--plan.horizon", "2"],
+            ["data", "expert", "TT quantile 0", "BC 0", "IQL 0", "DT 0"],
         ),
         (
             "ablations",
@@ -145,19 +147,82 @@ def test_an_experiment_runs_from_data_to_page(
     assert "report.html" in capsys.readouterr().out
 
 
-def test_claims_follow_from_the_numbers(tmp_path: Path) -> None:
-    def rows(*returns: float) -> list[dict[str, str | float]]:
-        return [{"return": each, "latency_s": 0.01} for each in returns]
+def rows(*returns: float) -> Rows:
+    return [{"return": each, "latency_s": 0.01} for each in returns]
 
-    run = Run(tmp_path / "i", "imitation", imitation.Config(bodies=("hopper",)))
+
+def test_claims_follow_from_the_numbers(tmp_path: Path) -> None:
+    imitated = imitation.Config(bodies=("hopper",))
+    run = Run(tmp_path / "i", "imitation", imitated)
     found = {"hopper demonstrator": rows(90, 110), "hopper TT 0": rows(90, 98), "hopper BC 0": rows(50)}
-    report = imitation._report(run, imitation.Config(bodies=("hopper",)), found)
+    report = imitation._report(run, imitated, found)
     assert report.checks == {"hopper: at least 95 % of the demonstrator's return": False}
     assert report.tables[0].rows[1][2:4] == ["94 +- 4", "94 %"]
-    config = offline_rl.Config(bodies=("hopper",), tiers=("medium-replay",))
-    found = {"hopper medium-replay data": rows(100), "hopper medium-replay TT quantile 0": rows(150, 250),
-             "hopper medium-replay BC 0": rows(201)}  # fmt: skip
-    report = offline_rl._report(run, config, found)
-    assert list(report.checks.values()) == [True, False]
-    report = ablations._report(run, ablations.Config(), {"logged data": rows(1), "as is, seed 0": rows(5, 7)})
+    config = offline_rl.Config(
+        datasets=("hopper-medium-replay", "hopper-medium-expert", "ant-medium-expert", "own.npz")
+    )
+    found = {"hopper-medium-replay data": rows(100), "hopper-medium-replay TT quantile 0": rows(150, 250),
+             "hopper-medium-replay BC 0": rows(201), "hopper-medium-expert TT quantile 0": rows(94),
+             "hopper-medium-expert expert": rows(90, 110), "ant-medium-expert TT quantile 0": rows(10),
+             "ant-medium-expert expert": rows(90), "own TT quantile 0": rows(3)}  # fmt: skip
+    report = offline_rl._report(run, config, found, {"hopper-medium-replay": "Hopper-v4", "own": "Pendulum-v1"})
+    assert report.checks == {
+        "hopper-medium-replay: above the data's mean": True,
+        "hopper-medium-replay: above BC": False,
+        "hopper-medium-expert: at least 95 % of the expert's mean return": False,
+    }
+    assert report.tables[0].rows[0][3] == "3.7 +- 0.0" and report.tables[0].rows[-1][3] == ""
+    ablated = ablations.Config()
+    found = {"hopper-medium-expert logged data": rows(1), "hopper-medium-expert as is, seed 0": rows(5, 7)}
+    report = ablations._report(run, ablated, found)
     assert report.tables[0].rows[1] == ["as is", "6 +- 1", "10.0 ms", "2"]
+
+
+def test_reports_stand_without_the_arms_that_failed(tmp_path: Path) -> None:
+    run = Run(tmp_path, "made-up", Settings())
+    run.missing["hopper demonstrator"] = "it broke"
+    report = imitation._report(run, imitation.Config(), {"hopper TT 0": rows(5)})
+    assert report.tables[0].rows == [["hopper", "likelihood beam search", "5 +- 0", "", "1", "1"]] and not report.checks
+    report = imitation._report(run, imitation.Config(), {"hopper demonstrator": rows(-9), "hopper TT 0": rows(-10)})
+    assert report.tables[0].rows[1][2:4] == ["-10 +- 0", ""] and not report.checks
+    report = ablations._report(run, ablations.Config(), {"hopper-medium-expert as is, seed 0": rows(5)})
+    assert [row[0] for row in report.tables[0].rows] == ["as is"]
+    without: dict[str, tuple[dict[str, str], ...]] = {
+        "offline_rl": ({},),
+        "dynamics": ({},),
+        "imitation": (),
+        "ablations": (),
+        "attention": (),
+    }
+    for name, more in without.items():
+        experiment = load_experiment(name)
+        report = experiment._report(run, experiment.Config(), {}, *more)
+        assert not report.checks and "missing: hopper demonstrator" in write_report(run, report).read_text()
+
+
+def test_a_page_says_how_long_every_arm_took(tmp_path: Path) -> None:
+    run = Run(tmp_path, "made-up", Settings())
+    run.measure([Arm("one", lambda: rows(1)), Arm("bad", lambda: rows(1 // 0))])
+    assert list(run.seconds) == ["one"]
+    again = Run(tmp_path, "made-up", Settings())
+    again.measure([Arm("one", lambda: rows(2))])
+    again.seconds["two"] = 240.0
+    page = write_report(again, Report("Made up", "Said.", [])).read_text()
+    assert f"one: {run.seconds['one']:.1f} s\ntwo: 4.0 min\ntogether: 4.0 min" in page
+
+
+def test_settings_that_were_refused_do_not_keep_a_folder(tmp_path: Path) -> None:
+    Run(tmp_path, "made-up", Settings())
+    assert Run(tmp_path, "made-up", Settings(3)).about["config"] == {"episodes": 3}
+
+
+def test_offline_rl_asks_for_its_library_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "d3rlpy", None)
+    for experiment in (offline_rl, imitation):
+        config = experiment.Config()
+        run = Run(tmp_path / experiment.__name__, "made-up", config)
+        with pytest.raises(MissingExtraError, match="baselines are trained by d3rlpy"):
+            experiment.run(run, config)
+        assert not (run.out / "data").exists()

@@ -8,13 +8,10 @@ from functools import partial
 from typing import Any
 
 from ttengine.config import DataConfig, PlanConfig, Sampling
-from ttengine.data.trajectories import Trajectories
 from ttengine.experiments.ingredients import (
-    BODIES,
     PAPER,
     SMALL,
     Recipe,
-    collected,
     logged_episodes,
     mean_and_spread,
     planned_episodes,
@@ -22,6 +19,7 @@ from ttengine.experiments.ingredients import (
 )
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
+from ttengine.experiments.sources import Source, check_unique, dataset_name, sources
 from ttengine.viz.bars import plot_bars
 
 PLAN = PlanConfig(horizon=3, beam_width=16)
@@ -31,9 +29,12 @@ PLAN = PlanConfig(horizon=3, beam_width=16)
 class Config:
     """Change one setting of the search at a time; return and latency of each in one table."""
 
-    body: str = "hopper"
-    tier: str = "medium-expert"
+    datasets: tuple[str, ...] = ("hopper-medium-expert",)
+    """recipes, D4RL ids, Minari ids or files"""
+    environment: str | None = None
+    """of datasets that do not say theirs"""
     transitions: int = 100_000
+    """collected for a recipe; files are taken whole"""
     seeds: tuple[int, ...] = (0,)
     """of training"""
     episodes: int = 5
@@ -47,6 +48,9 @@ class Config:
     beam_widths: tuple[int, ...] = (4, 64)
     bins: tuple[str, ...] = ("uniform",)
     """of models beside the one with quantile bins"""
+
+    def __post_init__(self) -> None:
+        check_unique([dataset_name(each) for each in self.datasets])
 
     @classmethod
     def full(cls) -> Config:
@@ -72,39 +76,46 @@ def settings(config: Config) -> dict[str, tuple[dict[str, Any], str]]:
 
 def run(run: Run, config: Config) -> Report:
     """Run the experiment and say what it found."""
-    data = collected(run, f"{config.body}-{config.tier}", config.transitions)
-    arms = [Arm("logged data", partial(logged_episodes, data))]
-    for name, (changes, binning) in settings(config).items():
-        for seed in config.seeds:
-            arms.append(Arm(f"{name}, seed {seed}", partial(_measure, run, config, data, changes, binning, seed)))
+    arms = []
+    for source in sources(run, config.datasets, config.transitions, config.environment):
+        arms.append(Arm(f"{source.name} logged data", partial(logged_episodes, source.trajectories)))
+        for name, (changes, binning) in settings(config).items():
+            for seed in config.seeds:
+                measure = partial(_measure, run, config, source, changes, binning, seed)
+                arms.append(Arm(f"{source.name} {name}, seed {seed}", measure))
     return _report(run, config, run.measure(arms))
 
 
-def _measure(run: Run, config: Config, data: Trajectories, changes: dict[str, Any], binning: str, seed: int) -> Rows:
-    model = trained(run, binning, data, config.recipe, seed, DataConfig(binning=binning))  # type: ignore[arg-type]
+def _measure(run: Run, config: Config, source: Source, changes: dict[str, Any], binning: str, seed: int) -> Rows:
+    bins = DataConfig(binning=binning)  # type: ignore[arg-type]
+    model = trained(run, f"{source.name}-{binning}", source.trajectories, config.recipe, seed, bins)
     plan = dataclasses.replace(config.plan, **changes)
-    return planned_episodes(model, BODIES[config.body], plan, config.episodes, 1000 * seed, config.workers)
+    return planned_episodes(model, source.env_id, plan, config.episodes, 1000 * seed, config.workers)
 
 
 def _report(run: Run, config: Config, found: dict[str, Rows]) -> Report:
-    mean, spread = mean_and_spread(found["logged data"])
-    rows = [["logged data", f"{mean:,.0f} +- {spread:,.0f}", "", f"{len(found['logged data'])}"]]
-    bars = {"logged data": (mean, spread)}
-    for name in settings(config):
-        episodes = [row for seed in config.seeds for row in found.get(f"{name}, seed {seed}", [])]
-        if not episodes:
-            continue
-        mean, spread = mean_and_spread(episodes)
-        latency_ms = 1e3 * mean_and_spread(episodes, "latency_s")[0]
-        rows.append([name, f"{mean:,.0f} +- {spread:,.0f}", f"{latency_ms:.1f} ms", f"{len(episodes)}"])
-        bars[name] = (mean, spread)
-    environment, plan = BODIES[config.body], config.plan
-    plot_bars(run.out / "ablations.png", bars, title=f"{environment}: return", unit="")
+    tables, pictures = [], []
+    for dataset in map(dataset_name, config.datasets):
+        rows, bars = [], {}
+        for name in ("logged data", *settings(config)):
+            arms = [f"{dataset} {name}", *(f"{dataset} {name}, seed {seed}" for seed in config.seeds)]
+            episodes = [row for arm in arms for row in found.get(arm, [])]
+            if not episodes:
+                continue
+            mean, spread = mean_and_spread(episodes)
+            timed = name != "logged data"
+            latency = f"{1e3 * mean_and_spread(episodes, 'latency_s')[0]:.1f} ms" if timed else ""
+            rows.append([name, f"{mean:,.0f} +- {spread:,.0f}", latency, f"{len(episodes)}"])
+            bars[name] = (mean, spread)
+        picture = f"ablations-{dataset}.png"
+        plot_bars(run.out / picture, bars, title=f"{dataset}: return", unit="")
+        tables.append(Table(f"{dataset}: return and latency", ["setting", "return", "latency", "episodes"], rows))
+        pictures.append(picture)
     return Report(
         "Ablations",
-        f"{environment}, {config.transitions:,} transitions of the recipe {config.body}-{config.tier}; the search as "
-        f"is has H = {plan.horizon}, W = {plan.beam_width}. Mean and standard deviation over episodes and "
+        f"{', '.join(config.datasets)}; recipes have {config.transitions:,} transitions. The search as it is has "
+        f"H = {config.plan.horizon}, W = {config.plan.beam_width}. Mean and standard deviation over episodes and "
         f"{len(config.seeds)} seeds of training; the latency is the median plan of an episode.",
-        [Table("Return and latency", ["setting", "return", "latency", "episodes"], rows)],
-        ["ablations.png"],
+        tables,
+        pictures,
     )

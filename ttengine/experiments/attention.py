@@ -38,9 +38,10 @@ from ttengine.data.load import load_dataset
 from ttengine.data.trajectories import FloatArray, Trajectories
 from ttengine.data.windows import Windows, split_episodes, transition_columns
 from ttengine.errors import ConfigError, DataError
-from ttengine.experiments.ingredients import PAPER, SMALL, Recipe, collected, trained
+from ttengine.experiments.ingredients import PAPER, SMALL, Recipe, trained
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
+from ttengine.experiments.sources import Source, check_unique, dataset_name, sources
 from ttengine.model import Rotation, TrajectoryTransformer, attention_mask
 from ttengine.viz.plots import INK, MUTED, SEGMENT_COLOURS, open_figure
 
@@ -62,12 +63,12 @@ FRESH_SEED = 1_000_003
 class Config:
     """Average the attention of trained models over held-out windows; draw who looks where."""
 
-    recipes: tuple[str, ...] = ("hopper-medium-replay",)
-    """data to train a model on"""
+    datasets: tuple[str, ...] = ("hopper-medium-replay",)
+    """to train a model on each: recipes, D4RL ids, Minari ids or files"""
     models: tuple[str, ...] = ("halfcheetah",)
     """finished models besides, shipped ones by name or files; what collected their data is in their metadata"""
     transitions: int = 100_000
-    """logged, to train a model on"""
+    """collected for a recipe; files are taken whole"""
     fresh_transitions: int = 10_000
     """collected to look at a finished model"""
     windows: int = 256
@@ -77,14 +78,15 @@ class Config:
 
     def __post_init__(self) -> None:
         check_range(self, "windows", 1, 10**6)
-        if not self.recipes and not self.models:
-            raise ConfigError("recipes and models are empty; name at least one")
+        if not self.datasets and not self.models:
+            raise ConfigError("datasets and models are empty; name at least one")
+        check_unique([*map(dataset_name, self.datasets), *(Path(name).stem for name in self.models)])
 
     @classmethod
     def full(cls) -> Config:
         """Three bodies with the paper's model."""
-        recipes = tuple(f"{body}-medium-replay" for body in ("hopper", "halfcheetah", "walker2d"))
-        return cls(recipes=recipes, transitions=400_000, windows=2_048, recipe=PAPER)
+        datasets = tuple(f"{body}-medium-replay" for body in ("hopper", "halfcheetah", "walker2d"))
+        return cls(datasets=datasets, transitions=400_000, windows=2_048, recipe=PAPER)
 
 
 @torch.no_grad()
@@ -163,13 +165,14 @@ def even_attention(config: ModelConfig, length: int) -> Tensor:
 
 def run(run: Run, config: Config) -> Report:
     """Run the experiment and say what it found."""
-    arms = [Arm(name, partial(_measure_recipe, run, config, name)) for name in config.recipes]
+    found = sources(run, config.datasets, config.transitions, needs_environment=False) if config.datasets else []
+    arms = [Arm(source.name, partial(_measure_dataset, run, config, source)) for source in found]
     arms += [Arm(Path(name).stem, partial(_measure_finished, run, config, name)) for name in config.models]
     return _report(run, config, run.measure(arms))
 
 
-def _measure_recipe(run: Run, config: Config, name: str) -> Rows:
-    data = collected(run, name, config.transitions)
+def _measure_dataset(run: Run, config: Config, source: Source) -> Rows:
+    name, data = source.name, source.trajectories
     model = trained(run, name, data, config.recipe, config.seed)
     _, held_out = split_episodes(data.episode_lengths, model.data.validation_share, config.seed)
     if not len(held_out):

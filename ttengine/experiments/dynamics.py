@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -46,11 +47,12 @@ from ttengine.config import DataConfig, ModelConfig, check_range
 from ttengine.data.trajectories import FloatArray, IntArray, Trajectories
 from ttengine.data.windows import split_episodes
 from ttengine.discretizer import Discretizer, fit_discretizer
-from ttengine.errors import ConfigError, DataError, MissingExtraError, RenderError
+from ttengine.errors import ConfigError, DataError
 from ttengine.experiments.ensemble import EnsembleConfig, saved_ensemble
-from ttengine.experiments.ingredients import BODIES, PAPER, SMALL, Recipe, collected, trained
+from ttengine.experiments.ingredients import PAPER, SMALL, Recipe, arms_of, trained
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
+from ttengine.experiments.sources import Source, check_unique, dataset_name, sources
 from ttengine.model import KeyValueCache, TrajectoryTransformer
 from ttengine.viz.curves import Curve, Panel, draw_side_by_side, plot_curves
 
@@ -76,15 +78,16 @@ START_STREAM = 13
 class Config:
     """Roll models forward under true actions; compare how likely they find what then happened."""
 
-    bodies: tuple[str, ...] = ("hopper", "halfcheetah")
-    tier: str = "medium"
-    """of the recipe that makes the data"""
+    datasets: tuple[str, ...] = ("hopper-medium", "halfcheetah-medium")
+    """recipes, D4RL ids, Minari ids or files"""
+    environment: str | None = None
+    """of datasets that do not say theirs; only the film needs it"""
     transitions: int = 100_000
-    """logged, a body"""
+    """collected for a recipe; files are taken whole"""
     seeds: tuple[int, ...] = (0,)
     """of training and of the split; data have seed 0"""
     starts: int = 64
-    """held-out start states, a body and seed"""
+    """held-out start states, a dataset and seed"""
     particles: int = 10
     """rolled from each start; a multiple of the ensemble's members"""
     steps: int = 100
@@ -95,9 +98,7 @@ class Config:
     """also render the first start's true and imagined rollouts side by side"""
 
     def __post_init__(self) -> None:
-        unknown = [body for body in self.bodies if body not in BODIES]
-        if unknown:
-            raise ConfigError(f"no body {', '.join(unknown)}; there are {', '.join(BODIES)}")
+        check_unique([dataset_name(each) for each in self.datasets])
         check_range(self, "particles", 2, 10**6)
         for name in ("starts", "steps"):
             check_range(self, name, 1, 10**6)
@@ -110,7 +111,8 @@ class Config:
     def full(cls) -> Config:
         """The paper's model, more bodies, data, seeds and particles; hours on a few cores."""
         return cls(
-            bodies=("hopper", "halfcheetah", "walker2d"), transitions=400_000, seeds=(0, 1, 2), starts=200,
+            datasets=("hopper-medium", "halfcheetah-medium", "walker2d-medium"), transitions=400_000, seeds=(0, 1, 2),
+            starts=200,
             particles=21, recipe=PAPER, ensemble=EnsembleConfig(members=7, layers=4, steps=100_000),
         )  # fmt: skip
 
@@ -360,27 +362,26 @@ def fitted_log_density(truth: Tensor, particles: Tensor) -> Tensor:
 def run(run: Run, config: Config) -> Report:
     """Run the experiment and say what it found."""
     arms = []
-    for body in config.bodies:
-        data = collected(run, f"{body}-{config.tier}", config.transitions)
+    found = sources(run, config.datasets, config.transitions, config.environment, needs_environment=False)
+    for source in found:
         for seed in config.seeds:
-            subject = _Subject(run, config, body, data, seed)
-            arms += [Arm(f"{body} {method} {seed}", partial(subject.measure, method)) for method in METHODS]
-    return _report(run, config, run.measure(arms))
+            subject = _Subject(run, config, source, seed)
+            arms += [Arm(f"{source.name} {method} {seed}", partial(subject.measure, method)) for method in METHODS]
+    return _report(run, config, run.measure(arms), {source.name: source.environment for source in found})
 
 
 @dataclass(frozen=True, eq=False)
 class _Subject:
-    """One body and seed: its data, split, models and measurements."""
+    """One dataset and seed: its data, split, models and measurements."""
 
     run: Run
     config: Config
-    body: str
-    data: Trajectories
+    source: Source
     seed: int
 
     def measure(self, method: str) -> Rows:
         """Train a method's model and measure it; what the first start's first particle saw is kept for the film."""
-        config, data = self.config, self.data
+        config, name, data = self.config, self.source.name, self.source.trajectories
         training, held_out = split_episodes(data.episode_lengths, DataConfig().validation_share, self.seed)
         if not len(held_out):
             raise DataError(f"{data.name}: no episode is held out, there are {data.n_episodes}; collect more")
@@ -388,20 +389,20 @@ class _Subject:
         pieces = draw_pieces(data, held_out, past, config.steps, config.starts, seed)
         generator = torch.Generator().manual_seed(seed)
         if method == "ensemble":
-            path = self.run.out / "models" / f"{self.body}-ensemble-seed{seed}.safetensors"
+            path = self.run.out / "models" / f"{name}-ensemble-seed{seed}.safetensors"
             ensemble = saved_ensemble(path, data.take_episodes(training), config.ensemble, seed)
             forced = pieces.actions[:, past:]
             forecast = Forecast(*ensemble.roll(pieces.start, forced, pieces.truth, config.particles, generator))
         else:
             markovian = method == "Markovian"
             recipe = markovian_recipe(config.recipe) if markovian else config.recipe
-            found = trained(self.run, f"{self.body}-{method}", data, recipe, seed)
+            found = trained(self.run, f"{name}-{method}", data, recipe, seed)
             model, discretizer, particles = found.model, found.discretizer, config.particles
             forecast = roll_transformer(model, discretizer, pieces, particles, generator, markovian=markovian)
         tracks = self.run.out / "rollouts"
         tracks.mkdir(exist_ok=True)
         track = torch.cat([pieces.start[:1], forecast.predicted[0, :, 0]]).numpy()
-        np.savez(tracks / f"{self.body} {method} {seed}.npz", truth=pieces.observations[0, past:], imagined=track)
+        np.savez(tracks / f"{name} {method} {seed}.npz", truth=pieces.observations[0, past:], imagined=track)
         return Ruler.of(data, training).rows(forecast, pieces)
 
 
@@ -410,12 +411,12 @@ def markovian_recipe(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, window=2, context=1, batch_size=recipe.batch_size * recipe.window // 2)
 
 
-def _report(run: Run, config: Config, found: dict[str, Rows]) -> Report:
+def _report(run: Run, config: Config, found: dict[str, Rows], environments: Mapping[str, str | None]) -> Report:
     tables, pictures, notes = [], [], []
     checks: dict[str, bool] = {}
     shown = sorted({step for step in SHOWN_STEPS if step <= config.steps} | {config.steps})
-    for body in config.bodies:
-        arms = {m: [rows for n, rows in found.items() if n.startswith(f"{body} {m} ")] for m in METHODS}
+    for name in map(dataset_name, config.datasets):
+        arms = {m: [found[each] for each in arms_of(found, f"{name} {m}", config.seeds)] for m in METHODS}
         arms = {method: parts for method, parts in arms.items() if parts}
         if not arms:
             continue
@@ -425,21 +426,22 @@ def _report(run: Run, config: Config, found: dict[str, Rows]) -> Report:
         errors = {LABELS[m]: _error(parts, "squared_error") for m, parts in arms.items()}
         still = {"nothing moves": _error(next(iter(arms.values())), "standstill").mean}
         for key, title in LIKELIHOODS.items():
-            tables.append(_table(f"{body}: {title}, nats a dimension", likelihoods[key], lines, shown))
-        tables.append(_table(f"{body}: error of the particles' mean, standard deviations", errors, still, shown))
+            tables.append(_table(f"{name}: {title}, nats a dimension", likelihoods[key], lines, shown))
+        tables.append(_table(f"{name}: error of the particles' mean, standard deviations", errors, still, shown))
         low = float(lines["all bins alike"].min()) - 4.0
         panels = [
-            Panel(f"{body}: log-likelihood", "nats a dimension", likelihoods["log_likelihood"], lines, low),
-            Panel(f"{body}: of the particles' cloud", "nats a dimension", likelihoods["fitted"], lines, low),
-            Panel(f"{body}: error of their mean", "standard deviations", errors, still),
+            Panel(f"{name}: log-likelihood", "nats a dimension", likelihoods["log_likelihood"], lines, low),
+            Panel(f"{name}: of the particles' cloud", "nats a dimension", likelihoods["fitted"], lines, low),
+            Panel(f"{name}: error of their mean", "standard deviations", errors, still),
         ]
-        plot_curves(run.out / f"dynamics-{body}.png", panels, axis="steps ahead")
-        pictures.append(f"dynamics-{body}.png")
-        checks |= _claims(body, arms)
-        notes.append(_film(run, config, body, pictures))
+        plot_curves(run.out / f"dynamics-{name}.png", panels, axis="steps ahead")
+        pictures.append(f"dynamics-{name}.png")
+        checks |= _claims(name, arms)
+        notes.append(_film(run, config, name, environments.get(name), pictures))
     text = (
-        f"Held-out episodes of {config.transitions:,} transitions a body (tier {config.tier}), up to {config.starts} "
-        f"starts, {config.particles} particles each, rolled {config.steps} steps under the episode's own actions. The "
+        f"Held-out episodes of {', '.join(config.datasets)} (recipes: {config.transitions:,} transitions), up to "
+        f"{config.starts} starts, {config.particles} particles each, rolled {config.steps} steps under the episode's "
+        "own actions. The "
         "log-likelihood is the logarithm of the particles' mean density (beside it the mean of their logarithms), of "
         "standardised observations; +- is two standard errors over starts and seeds. "
     )
@@ -481,7 +483,7 @@ def _error(parts: list[Rows], key: str) -> Curve:
     return Curve(root, square.error / np.maximum(2.0 * root, 1e-9))
 
 
-def _claims(body: str, arms: dict[str, list[Rows]]) -> dict[str, bool]:
+def _claims(name: str, arms: dict[str, list[Rows]]) -> dict[str, bool]:
     """What the issue asks for: the transformer above the others, from step 10 on."""
     if not {"TT", "ensemble"} <= set(arms):
         return {}
@@ -492,28 +494,30 @@ def _claims(body: str, arms: dict[str, list[Rows]]) -> dict[str, bool]:
         below = np.flatnonzero(ahead <= 0.0)
         since = int(below[-1]) + 2 if len(below) else 1
         found = f"from step {since} on" if since <= len(ahead) else "not at the last step"
-        what = f"{body}: {LIKELIHOODS[key]}: the transformer is above the ensemble from step {first} on"
+        what = f"{name}: {LIKELIHOODS[key]}: the transformer is above the ensemble from step {first} on"
         claims[f"{what} (found: {found})"] = bool((ahead[first - 1 :] > 0.0).all())
     return claims
 
 
-def _film(run: Run, config: Config, body: str, pictures: list[str]) -> str:
+def _film(run: Run, config: Config, name: str, environment: str | None, pictures: list[str]) -> str:
     """Render the first start's rollouts side by side; return a sentence about it."""
     tracks: dict[str, FloatArray] = {}
     for method in METHODS:
-        path = run.out / "rollouts" / f"{body} {method} {config.seeds[0]}.npz"
+        path = run.out / "rollouts" / f"{name} {method} {config.seeds[0]}.npz"
         if path.is_file():
             with np.load(path) as arrays:
                 tracks |= {"true": arrays["truth"], LABELS[method]: arrays["imagined"]}
-    if not config.film or len(tracks) < 2:
-        return f"There is no film of {body}."
-    film, strip = run.out / f"dynamics-{body}.mp4", run.out / f"dynamics-{body}-film.png"
+    if config.film and environment is None:
+        return f"There is no film of {name}: its environment is not known."
+    if environment is None or not config.film or len(tracks) < 2:
+        return f"There is no film of {name}."
+    film, strip = run.out / f"dynamics-{name}.mp4", run.out / f"dynamics-{name}-film.png"
     try:
-        draw_side_by_side(BODIES[body], tracks, film, strip)
-    except (RenderError, MissingExtraError) as error:
-        return f"There is no film of {body}: {error}."
+        draw_side_by_side(environment, tracks, film, strip)
+    except Exception as error:  # whatever a film dies of, the numbers are there
+        return f"There is no film of {name}: {error}."
     pictures.append(strip.name)
     return (
-        f"{film.name} shows {body}'s first start, true and as one particle of each method imagined it; observations do "
+        f"{film.name} shows {name}'s first start, true and as one particle of each method imagined it; observations do "
         "not hold where on the ground the body is, so that is integrated from its velocity."
     )

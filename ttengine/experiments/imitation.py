@@ -12,13 +12,15 @@ from functools import partial
 from typing import Literal
 
 from ttengine.config import DataConfig, PlanConfig
-from ttengine.data.trajectories import Trajectories
-from ttengine.experiments.baselines import fit_baseline
+from ttengine.data.collect import CollectConfig
+from ttengine.errors import ConfigError
+from ttengine.experiments.baselines import fit_baseline, require_d3rlpy
 from ttengine.experiments.ingredients import (
     BODIES,
     PAPER,
     SMALL,
     Recipe,
+    arms_of,
     collected,
     logged_episodes,
     mean_and_spread,
@@ -28,6 +30,7 @@ from ttengine.experiments.ingredients import (
 )
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
+from ttengine.experiments.sources import Source, check_unique, dataset_name, sources
 from ttengine.viz.bars import plot_bars
 
 PLAN = PlanConfig(horizon=2, beam_width=8, objective="likelihood")
@@ -39,6 +42,15 @@ class Config:
 
     bodies: tuple[str, ...] = ("hopper", "walker2d")
     """whose shipped expert leaves the logs"""
+    datasets: tuple[str, ...] = ()
+    """demonstrations of your own besides: recipes, D4RL ids, Minari ids or files"""
+    environment: str | None = None
+    """of datasets that do not say theirs"""
+    demonstrator: str = "expert,deterministic=true"
+    """policy of each body that leaves the logs: its mean actions, for the likeliest bin of a clipped Gaussian is a
+    bound, wherever its mean is"""
+    action_noise: float = 0.05
+    """of the demonstrator, a share of half the action range: without any, the logs hold no recovery from mistakes"""
     transitions: int = 50_000
     """logged, a body"""
     seeds: tuple[int, ...] = (0,)
@@ -53,7 +65,13 @@ class Config:
     state, compared with all states"""
     plan: PlanConfig = PLAN
     cloning_steps: int = 5_000
-    """of behaviour cloning's optimiser"""
+    """of behaviour cloning's optimiser; 0: no cloning"""
+
+    def __post_init__(self) -> None:
+        unknown = [body for body in self.bodies if body not in BODIES]
+        if unknown:
+            raise ConfigError(f"bodies: {', '.join(unknown)} unknown; there are {', '.join(BODIES)}")
+        check_unique([*self.bodies, *map(dataset_name, self.datasets)])
 
     @classmethod
     def full(cls) -> Config:
@@ -66,51 +84,67 @@ class Config:
 
 def run(run: Run, config: Config) -> Report:
     """Run the experiment and say what it found."""
-    data = {body: collected(run, f"{body}-expert", config.transitions) for body in config.bodies}
+    if config.cloning_steps:
+        require_d3rlpy()
+    given = sources(run, config.datasets, config.transitions, config.environment) if config.datasets else []
+    shown = [_demonstrations(run, config, body) for body in config.bodies] + given
     arms = []
-    for body in config.bodies:
-        arms.append(Arm(f"{body} demonstrator", partial(logged_episodes, data[body])))
+    for source in shown:
+        arms.append(Arm(f"{source.name} demonstrator", partial(logged_episodes, source.trajectories)))
         for seed in config.seeds:
-            arms.append(Arm(f"{body} TT {seed}", partial(_imitate, run, config, body, data[body], seed)))
-            arms.append(Arm(f"{body} BC {seed}", partial(_clone, config, body, data[body], seed)))
+            arms.append(Arm(f"{source.name} TT {seed}", partial(_imitate, run, config, source, seed)))
+            if config.cloning_steps:
+                arms.append(Arm(f"{source.name} BC {seed}", partial(_clone, config, source, seed)))
     return _report(run, config, run.measure(arms))
 
 
-def _imitate(run: Run, config: Config, body: str, data: Trajectories, seed: int) -> Rows:
-    model = trained(run, body, data, config.recipe, seed, DataConfig(binning=config.binning))
-    return planned_episodes(model, BODIES[body], config.plan, config.episodes, 1000 * seed, config.workers)
+def _demonstrations(run: Run, config: Config, body: str) -> Source:
+    made = CollectConfig(
+        BODIES[body], (f"{body}/{config.demonstrator}",), config.transitions, action_noise=config.action_noise,
+        name=f"{body}-demonstrator-tt",
+    )  # fmt: skip
+    return Source(body, collected(run, f"{body}-demonstrator", config.transitions, made), BODIES[body])
 
 
-def _clone(config: Config, body: str, data: Trajectories, seed: int) -> Rows:
-    policy = fit_baseline("BC", data, config.cloning_steps, seed)
-    return policy_episodes(policy, BODIES[body], config.episodes, 1000 * seed)
+def _imitate(run: Run, config: Config, source: Source, seed: int) -> Rows:
+    bins = DataConfig(binning=config.binning)
+    model = trained(run, source.name, source.trajectories, config.recipe, seed, bins)
+    return planned_episodes(model, source.env_id, config.plan, config.episodes, 1000 * seed, config.workers)
+
+
+def _clone(config: Config, source: Source, seed: int) -> Rows:
+    policy = fit_baseline("BC", source.trajectories, config.cloning_steps, seed)
+    return policy_episodes(policy, source.env_id, config.episodes, 1000 * seed, source.observation_columns)
 
 
 def _report(run: Run, config: Config, found: dict[str, Rows]) -> Report:
     rows, checks, bars = [], {}, {}
-    for body in config.bodies:
-        demonstrator = mean_and_spread(found[f"{body} demonstrator"])[0]
+    for name in [*config.bodies, *map(dataset_name, config.datasets)]:
+        logged = found.get(f"{name} demonstrator")
+        demonstrator = mean_and_spread(logged)[0] if logged else None
         for method, label in (("demonstrator", "demonstrator"), ("TT", "likelihood beam search"), ("BC", "cloning")):
-            names = [name for name in found if name.startswith(f"{body} {method}")]
+            names = arms_of(found, f"{name} {method}", () if method == "demonstrator" else config.seeds)
             if not names:
                 continue
-            episodes = [row for name in names for row in found[name]]
+            episodes = [row for each in names for row in found[each]]
             mean, spread = mean_and_spread(episodes)
-            share = mean / demonstrator
             seeds = "" if method == "demonstrator" else str(len(names))
-            rows.append(
-                [body, label, f"{mean:,.0f} +- {spread:,.0f}", f"{100 * share:.0f} %", f"{len(episodes)}", seeds]
-            )
-            bars[f"{body}\n{label}"] = (100 * share, 100 * spread / demonstrator)
+            share = mean / demonstrator if demonstrator is not None and demonstrator > 0 else None
+            shown = f"{100 * share:.0f} %" if share is not None else ""
+            rows.append([name, label, f"{mean:,.0f} +- {spread:,.0f}", shown, f"{len(episodes)}", seeds])
+            if share is None or demonstrator is None:
+                continue  # its row has the return; a share of nothing, or of a negative return, says nothing
+            bars[f"{name}\n{label}"] = (100 * share, 100 * spread / demonstrator)
             if method == "TT":
-                checks[f"{body}: at least 95 % of the demonstrator's return"] = share >= 0.95
+                checks[f"{name}: at least 95 % of the demonstrator's return"] = share >= 0.95
     plot_bars(run.out / "imitation.png", bars, title="Return as a share of the demonstrator's", unit="%", line=100)
-    columns = ["body", "method", "return", "of the demonstrator's", "episodes", "seeds of training"]
+    columns = ["data", "method", "return", "of the demonstrator's", "episodes", "seeds of training"]
     return Report(
         "Imitation",
         f"Episodes under plain likelihood beam search (H = {config.plan.horizon}, W = {config.plan.beam_width}), on "
-        f"{config.transitions:,} logged transitions of each body's shipped expert; mean and standard deviation over "
-        "episodes and seeds. The demonstrator's are its logged episodes.",
+        f"{config.transitions:,} logged transitions of each body's shipped policy ({config.demonstrator}), with noise "
+        f"of {config.action_noise:g} of half the action range, and on datasets that were given; mean and standard "
+        "deviation over episodes and seeds. The demonstrator's are its logged episodes.",
         [Table("Returns", columns, rows)],
         ["imitation.png"],
         checks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ttengine.checkpoint import Checkpoint
 from ttengine.config import DataConfig, ModelConfig, PlanConfig, TrainConfig
 from ttengine.data.collect import CollectConfig, collect_to
 from ttengine.data.load import load_dataset
+from ttengine.data.preprocessing import crop_observation
 from ttengine.data.recipes import recipe_config
 from ttengine.data.trajectories import Trajectories
 from ttengine.environments import make_environment
@@ -61,16 +63,16 @@ PAPER = Recipe()
 """The paper's sizes; half an hour on a core."""
 
 
-def collected(run: Run, recipe: str, transitions: int, **changes: Any) -> Trajectories:
+def collected(run: Run, recipe: str, transitions: int, config: CollectConfig | None = None) -> Trajectories:
     """Return a recipe's data, collected once for a run.
 
     Args:
         run: whose folder keeps them.
-        recipe: such as `hopper-expert`.
-        transitions: how many.
-        changes: of the collection's settings.
+        recipe: such as `hopper-expert`, or any name where a configuration is given.
+        transitions: how many, of a recipe.
+        config: of a collection that is no recipe.
     """
-    config: CollectConfig = dataclasses.replace(recipe_config(recipe, transitions=transitions), **changes)
+    config = config or recipe_config(recipe, transitions=transitions)
     path = run.out / "data" / f"{recipe}.hdf5"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
@@ -120,8 +122,10 @@ def planned_episodes(
     ]
 
 
-def policy_episodes(policy: Policy, environment: Environment, episodes: int, seed: int) -> Rows:
-    """Let a policy control an environment: a row an episode."""
+def policy_episodes(
+    policy: Policy, environment: Environment, episodes: int, seed: int, columns: int | None = None
+) -> Rows:
+    """Let a policy control an environment: a row an episode. columns: of an observation that it sees; None: all."""
     env: Any = make_environment(environment) if isinstance(environment, str) else environment()
     rows: Rows = []
     for e in range(episodes):
@@ -129,7 +133,7 @@ def policy_episodes(policy: Policy, environment: Environment, episodes: int, see
         policy.reset()
         total, reward, length, over = 0.0, 0.0, 0, False
         while not over:
-            action = policy.act(np.asarray(observation, np.float32), reward)
+            action = policy.act(crop_observation(np.asarray(observation, np.float32), columns), reward)
             action = np.clip(action, env.action_space.low, env.action_space.high)
             observation, gained, terminated, truncated, _ = env.step(action)
             reward = float(gained)
@@ -143,6 +147,11 @@ def logged_episodes(data: Trajectories) -> Rows:
     """The data's own episodes: a row each."""
     lengths = data.episode_lengths
     return [{"return": float(r), "length": int(n)} for r, n in zip(data.episode_returns, lengths, strict=True)]
+
+
+def arms_of(found: Mapping[str, Rows], arm: str, seeds: Sequence[int] = ()) -> list[str]:
+    """Names of an arm's measurements that there are: of every seed, or of the one arm that has none."""
+    return [name for name in ([f"{arm} {seed}" for seed in seeds] or [arm]) if found.get(name)]
 
 
 def mean_and_spread(rows: Rows, key: str = "return") -> tuple[float, float]:

@@ -7,20 +7,20 @@ Source: Janner et al. 2021, section 4.2, "Offline reinforcement learning", and t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from ttengine.config import DataConfig, PlanConfig
 from ttengine.data.scores import normalized_score
-from ttengine.data.trajectories import Trajectories
-from ttengine.errors import ConfigError
-from ttengine.experiments.baselines import ALGORITHMS, fit_baseline
+from ttengine.errors import ConfigError, DatasetNotFoundError
+from ttengine.experiments.baselines import ALGORITHMS, fit_baseline, require_d3rlpy
 from ttengine.experiments.ingredients import (
     BODIES,
     PAPER,
     SMALL,
     Recipe,
-    collected,
+    arms_of,
     logged_episodes,
     mean_and_spread,
     planned_episodes,
@@ -29,21 +29,37 @@ from ttengine.experiments.ingredients import (
 )
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
+from ttengine.experiments.sources import (
+    Source,
+    body_and_tier,
+    check_unique,
+    dataset_name,
+    expert_episodes,
+    is_recipe,
+    sources,
+)
 from ttengine.viz.bars import plot_bars
 
 PLAN = PlanConfig(horizon=5, beam_width=32)
+EXPERT_SHARE = 0.95
+EXPERT_BODIES = ("hopper", "halfcheetah")
+"""Whose planner is held to EXPERT_SHARE of the expert's mean return, on medium-expert data."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Plan for returns on logged data; compare with BC, CQL, IQL and the Decision Transformer on the same data."""
 
-    bodies: tuple[str, ...] = ("hopper", "halfcheetah")
-    tiers: tuple[str, ...] = ("medium-replay", "medium-expert")
-    """recipes of `ttengine collect`, mixed from the shipped policies"""
+    datasets: tuple[str, ...] = tuple(
+        f"{body}-{tier}" for body in BODIES for tier in ("medium-replay", "medium-expert")
+    )
+    """recipes of `ttengine collect`, D4RL ids, Minari ids or files"""
+    environment: str | None = None
+    """of datasets that do not say theirs"""
     transitions: int = 100_000
-    """logged, a body and tier"""
+    """collected for a recipe; files are taken whole"""
     binnings: tuple[str, ...] = ("quantile",)
+    """quantile, uniform: a model each; claims are about the first"""
     baselines: tuple[str, ...] = ("BC", "IQL", "DT")
     seeds: tuple[int, ...] = (0,)
     """of training"""
@@ -56,16 +72,23 @@ class Config:
     baseline_steps: int = 5_000
 
     def __post_init__(self) -> None:
-        for name, given, known in (("bodies", self.bodies, BODIES), ("baselines", self.baselines, ALGORITHMS)):
+        for name, given, known in (
+            ("binnings", self.binnings, ("quantile", "uniform")),
+            ("baselines", self.baselines, tuple(ALGORITHMS)),
+        ):
             unknown = [each for each in given if each not in known]
             if unknown:
                 raise ConfigError(f"{name}: {', '.join(unknown)} unknown; there are {', '.join(known)}")
+        if not self.binnings:
+            raise ConfigError("binnings is empty; allowed are quantile, uniform or both")
+        check_unique([dataset_name(each) for each in self.datasets])
 
     @classmethod
     def full(cls) -> Config:
         """All bodies and tiers, both binnings, the paper's model; days on a few cores."""
+        tiers = ("random", "medium", "medium-replay", "medium-expert")
         return cls(
-            bodies=tuple(BODIES), tiers=("random", "medium", "medium-replay", "medium-expert"), transitions=1_000_000,
+            datasets=tuple(f"{body}-{tier}" for body in BODIES for tier in tiers), transitions=1_000_000,
             binnings=("quantile", "uniform"), baselines=tuple(ALGORITHMS), seeds=(0, 1, 2), episodes=15, recipe=PAPER,
             plan=PlanConfig(), baseline_steps=100_000,
         )  # fmt: skip
@@ -73,69 +96,109 @@ class Config:
 
 def run(run: Run, config: Config) -> Report:
     """Run the experiment and say what it found."""
-    arms = []
-    for body in config.bodies:
-        for tier in config.tiers:
-            name, data = f"{body} {tier}", collected(run, f"{body}-{tier}", config.transitions)
-            arms.append(Arm(f"{name} data", partial(logged_episodes, data)))
-            for seed in config.seeds:
-                arms += [
-                    Arm(f"{name} TT {binning} {seed}", partial(_plan, run, config, body, tier, data, binning, seed))
-                    for binning in config.binnings
-                ]
-                arms += [
-                    Arm(f"{name} {baseline} {seed}", partial(_baseline, config, body, data, baseline, seed))
-                    for baseline in config.baselines
-                ]
-    return _report(run, config, run.measure(arms))
+    if config.baselines:
+        require_d3rlpy()
+    arms, given = [], sources(run, config.datasets, config.transitions, config.environment)
+    for source in given:
+        name = source.name
+        arms.append(Arm(f"{name} data", partial(logged_episodes, source.trajectories)))
+        expert = expert_episodes(source.trajectories) if _tier(name)[1] == "medium-expert" else None
+        if expert is not None:
+            arms.append(Arm(f"{name} expert", partial(list, expert)))
+        for seed in config.seeds:
+            arms += [
+                Arm(f"{name} TT {binning} {seed}", partial(_plan, run, config, source, binning, seed))
+                for binning in config.binnings
+            ]
+            arms += [
+                Arm(f"{name} {baseline} {seed}", partial(_baseline, config, source, baseline, seed))
+                for baseline in config.baselines
+            ]
+    return _report(run, config, run.measure(arms), {source.name: source.environment for source in given})
 
 
-def _plan(run: Run, config: Config, body: str, tier: str, data: Trajectories, binning: str, seed: int) -> Rows:
+def _tier(name: str) -> tuple[str, str]:
+    return body_and_tier(name) or ("", "")
+
+
+def _plan(run: Run, config: Config, source: Source, binning: str, seed: int) -> Rows:
     bins = DataConfig(binning=binning)  # type: ignore[arg-type]
-    model = trained(run, f"{body}-{tier}-{binning}", data, config.recipe, seed, bins)
-    return planned_episodes(model, BODIES[body], config.plan, config.episodes, 1000 * seed, config.workers)
+    model = trained(run, f"{source.name}-{binning}", source.trajectories, config.recipe, seed, bins)
+    return planned_episodes(model, source.env_id, config.plan, config.episodes, 1000 * seed, config.workers)
 
 
-def _baseline(config: Config, body: str, data: Trajectories, baseline: str, seed: int) -> Rows:
-    policy = fit_baseline(baseline, data, config.baseline_steps, seed)
-    return policy_episodes(policy, BODIES[body], config.episodes, 1000 * seed)
+def _baseline(config: Config, source: Source, baseline: str, seed: int) -> Rows:
+    policy = fit_baseline(baseline, source.trajectories, config.baseline_steps, seed)
+    return policy_episodes(policy, source.env_id, config.episodes, 1000 * seed, source.observation_columns)
 
 
-def _report(run: Run, config: Config, found: dict[str, Rows]) -> Report:
-    methods = ["data", *(f"TT {binning}" for binning in config.binnings), *config.baselines]
-    rows, checks, bars = [], {}, {}
-    for body in config.bodies:
-        for tier in config.tiers:
-            means = {}
-            for method in methods:
-                names = [name for name in found if name.startswith(f"{body} {tier} {method}")]
-                episodes = [row for name in names for row in found[name]]
-                if not episodes:
-                    continue
-                mean, spread = mean_and_spread(episodes)
-                score, upper = normalized_score(BODIES[body], [mean, mean + spread])
-                scored = f"{score:.1f} +- {upper - score:.1f}"
-                means[method] = mean
-                rows.append([
-                    f"{body} {tier}", method, f"{mean:,.0f} +- {spread:,.0f}", scored, f"{len(episodes)}",
-                    "" if method == "data" else f"{len(names)}",
-                ])  # fmt: skip
-                bars[f"{body} {tier}: {method}"] = (float(score), float(upper - score))
-            planner = means.get("TT quantile")
-            if planner is None:
+def _report(run: Run, config: Config, found: dict[str, Rows], environments: Mapping[str, str | None]) -> Report:
+    learned = [*(f"TT {binning}" for binning in config.binnings), *config.baselines]
+    rows, bars = [], {}
+    checks: dict[str, bool] = {}
+    for dataset in config.datasets:
+        name, means = dataset_name(dataset), {}
+        for method in ("data", "expert", *learned):
+            names = arms_of(found, f"{name} {method}", config.seeds if method in learned else ())
+            episodes = [row for each in names for row in found[each]]
+            if not episodes:
                 continue
-            if "data" in means:
-                checks[f"{body} {tier}: above the data's mean"] = planner > means["data"]
-            if tier == "medium-replay" and "BC" in means:
-                checks[f"{body} {tier}: above BC"] = planner > means["BC"]
+            mean, spread = mean_and_spread(episodes)
+            means[method] = mean
+            scores = _scores(dataset, environments.get(name), mean, spread)
+            if scores is not None:
+                bars[f"{name}: {method}"] = scores
+            rows.append([
+                name, method, f"{mean:,.0f} +- {spread:,.0f}",
+                f"{scores[0]:.1f} +- {scores[1]:.1f}" if scores is not None else "", f"{len(episodes)}",
+                f"{len(names)}" if method in learned else "",
+            ])  # fmt: skip
+        checks |= _claims(config, name, means)
     plot_bars(run.out / "offline_rl.png", bars, title="Normalised score (0 random, 100 expert)", unit="")
     columns = ["data", "method", "return", "normalised score", "episodes", "seeds of training"]
     return Report(
         "Offline RL",
-        f"{config.transitions:,} transitions a set, mixed from this package's shipped policies: shaped like D4RL's "
-        f"tiers, not D4RL's. The planner has H = {config.plan.horizon}, W = {config.plan.beam_width}. Mean and "
-        "standard deviation over episodes and seeds. MBOP is left out: it has no maintained implementation.",
+        f"{_said(config)}The planner has H = {config.plan.horizon}, W = {config.plan.beam_width}. Mean and standard "
+        "deviation over episodes and seeds; `expert` is the mixture's best policy, its logged episodes. MBOP is left "
+        "out: it has no maintained implementation.",
         [Table("Returns", columns, rows)],
         ["offline_rl.png"],
         checks,
+    )
+
+
+def _scores(dataset: str, environment: str | None, mean: float, spread: float) -> tuple[float, float] | None:
+    """Normalised score and its spread, where reference scores of the dataset or the environment are known."""
+    for known in (dataset, environment):
+        try:
+            if known is not None:
+                score, upper = normalized_score(known, [mean, mean + spread])
+                return float(score), float(upper - score)
+        except DatasetNotFoundError:
+            continue
+    return None
+
+
+def _claims(config: Config, name: str, means: dict[str, float]) -> dict[str, bool]:
+    """What the planner is held to on data of this tier, as far as it was measured."""
+    planner, (body, tier) = means.get(f"TT {config.binnings[0]}"), _tier(name)
+    claims: dict[str, bool] = {}
+    if planner is None:
+        return claims
+    if "data" in means:
+        claims[f"{name}: above the data's mean"] = planner > means["data"]
+    if tier == "medium-replay" and "BC" in means:
+        claims[f"{name}: above BC"] = planner > means["BC"]
+    if tier == "medium-expert" and body in EXPERT_BODIES and "expert" in means:
+        claims[f"{name}: at least 95 % of the expert's mean return"] = planner >= EXPERT_SHARE * means["expert"]
+    return claims
+
+
+def _said(config: Config) -> str:
+    """Where the data come from."""
+    if not any(is_recipe(each) for each in config.datasets):
+        return ""
+    return (
+        f"Recipes have {config.transitions:,} transitions each, mixed from this package's shipped policies: shaped "
+        "like D4RL's tiers, not D4RL's. "
     )

@@ -60,6 +60,7 @@ def write_report(run: Run, report: Report) -> Path:
         "pictures": report.pictures,
         "checks": report.checks,
         "missing": run.missing,
+        "seconds": run.seconds,
     }  # fmt: skip
     write_json(run.out / "report.json", document)
     _write(run.out / "table.md", "\n\n".join(_markdown(table) for table in report.tables) + "\n")
@@ -98,9 +99,17 @@ def _section(folder: Path, report: dict[str, Any]) -> str:
     for name in report["pictures"]:
         content = base64.b64encode((folder / name).read_bytes()).decode()
         parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{content}">')
+    seconds = report.get("seconds", {})  # pages of earlier versions have none
+    if seconds:
+        lines = [f"{name}: {_duration(each)}" for name, each in [*seconds.items(), ("together", sum(seconds.values()))]]
+        parts.append(f"<h2>Wall time of every arm</h2><pre>{html.escape(chr(10).join(lines))}</pre>")
     depends = {key: report[key] for key in ("experiment", "config", "versions")}
     parts.append(f"<h2>What the numbers depend on</h2><pre>{html.escape(_lines(depends))}</pre>")
     return f"<section>{''.join(parts)}</section>"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:,.1f} min"
 
 
 def _lines(value: Any, indent: str = "") -> str:

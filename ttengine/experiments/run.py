@@ -4,6 +4,7 @@ FOLDER/run.json        experiment, settings, seeds, versions: what the numbers d
 FOLDER/data, models    collected transitions and trained models, made once
 FOLDER/arms/NAME.csv   raw measurements of an arm, written when it is done: a row an episode
 FOLDER/arms/NAME.txt   the traceback of an arm that failed
+FOLDER/seconds.json    arm -> wall time of the attempt that finished it, training included
 FOLDER/results.csv     all arms' rows
 FOLDER/*.png, report.html, report.json
 """
@@ -54,6 +55,7 @@ class Run:
         console: where to say what happens.
     Attributes:
         missing: arm -> why it has no numbers.
+        seconds: arm -> wall time of the attempt that finished it.
     Raises:
         ConfigError: the folder holds a run with other settings or of another version.
     """
@@ -67,13 +69,20 @@ class Run:
         about = {"experiment": experiment, "config": to_dict(config), "versions": versions()}
         self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back
         path = out / "run.json"
-        if path.is_file() and not fresh:
+        if path.is_file() and not fresh and self._begun():
             self._check_same(read_json(path))
         else:
             for name in ("arms", "data", "models"):
                 shutil.rmtree(out / name, ignore_errors=True)
+            (out / "seconds.json").unlink(missing_ok=True)
         write_json(path, self.about)
         (out / "arms").mkdir(exist_ok=True)
+        kept = out / "seconds.json"
+        self.seconds: dict[str, float] = dict(read_json(kept)) if kept.is_file() else {}
+
+    def _begun(self) -> bool:
+        """Whether anything was made: a run that was refused for its settings shall not stand in the way of better."""
+        return any(any((self.out / name).glob("*")) for name in ("arms", "data", "models"))
 
     def _check_same(self, found: Mapping[str, Any]) -> None:
         wanted = {**self.about, "versions": self.about["versions"]["ttengine"]}
@@ -105,7 +114,9 @@ class Run:
                     self.console.print(f"[red]{arm.name} failed[/]: {self.missing[arm.name]}", highlight=False)
                     continue
                 failed.unlink(missing_ok=True)
-                self.console.print(f"{arm.name}  [dim]{time.perf_counter() - began:,.0f} s[/]", highlight=False)
+                self.seconds[arm.name] = round(time.perf_counter() - began, 1)
+                write_json(self.out / "seconds.json", self.seconds)
+                self.console.print(f"{arm.name}  [dim]{self.seconds[arm.name]:,.0f} s[/]", highlight=False)
             found[arm.name] = read_rows(path)
         together = [{"arm": name, **row} for name, rows in found.items() for row in rows]
         if together:

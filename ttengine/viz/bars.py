@@ -15,7 +15,7 @@ def plot_bars(
 
     Args:
         path: file to write, .png or .svg.
-        bars: name -> mean and standard deviation, in `unit`.
+        bars: name -> mean and standard deviation, in `unit`; of none, the axes stay empty.
         title: of the plot.
         unit: of the numbers.
         line: a number to compare with.
@@ -23,7 +23,7 @@ def plot_bars(
     with open_figure(path, (7.0, 1.0 + 0.38 * max(1, len(bars)))) as drawn:
         axes = drawn.subplots()
         names = list(bars)[::-1]
-        means, spreads = zip(*(bars[name] for name in names), strict=True)
+        means, spreads = [bars[name][0] for name in names], [bars[name][1] for name in names]  # may be empty
         axes.barh(range(len(names)), means, xerr=spreads, color=PLANNER, ecolor=INK, height=0.6, capsize=2)
         axes.set_yticks(range(len(names)), names)
         if line is not None:
