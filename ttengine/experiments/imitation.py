@@ -7,6 +7,7 @@ Source: Janner et al. 2021, section 4.2, "Imitation learning".
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -33,6 +34,7 @@ from ttengine.experiments.run import Arm, Rows, Run
 from ttengine.experiments.sources import Source, check_unique, dataset_name, sources
 from ttengine.viz.bars import plot_bars
 
+RECIPE = dataclasses.replace(SMALL, steps=12_000)
 PLAN = PlanConfig(horizon=2, beam_width=8, objective="likelihood")
 
 
@@ -51,15 +53,15 @@ class Config:
     bound, wherever its mean is"""
     action_noise: float = 0.05
     """of the demonstrator, a share of half the action range: without any, the logs hold no recovery from mistakes"""
-    transitions: int = 50_000
+    transitions: int = 100_000
     """logged, a body"""
     seeds: tuple[int, ...] = (0,)
     """of training; data, environments and noise have seed 0 onwards"""
-    episodes: int = 5
+    episodes: int = 10
     """evaluated, a model"""
     workers: int = 1
     """processes that evaluate"""
-    recipe: Recipe = SMALL
+    recipe: Recipe = RECIPE
     binning: Literal["uniform", "quantile"] = "uniform"
     """an action is likely among uniform bins where its density is high; among quantile bins where it is high for this
     state, compared with all states"""
