@@ -71,7 +71,7 @@ class Config:
     episodes: int = 4000
     """of the wanderer that are kept"""
     episode_steps: int = 32
-    """control steps of each; a goal is drawn from the rest of its episode, so this is how roundabout a way to it may be"""
+    """control steps of each; a goal is drawn from the rest of its episode: this bounds how roundabout its way may be"""
     pairs: int = 50
     """of a start and a goal that are held out and evaluated"""
     held_out_m: float = 0.5
