@@ -1,100 +1,160 @@
-"""The medium maze: its physics and data, the critic's scores, and the experiment at toy size."""
+"""The medium maze: its map and bodies, logged walks, the ant's steering, the critic's scores, and a run at toy size."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("mujoco")
+pytest.importorskip("gymnasium_robotics")
 pytest.importorskip("d3rlpy")
 from ttengine import cli
 from ttengine.config import DataConfig
+from ttengine.data.files import save_dataset
+from ttengine.data.trajectories import Trajectories
 from ttengine.data.windows import tokenise
 from ttengine.engines import Candidates
-from ttengine.experiments.antmaze import Config, Critic, _report
-from ttengine.experiments.maze import MEDIUM, REACHED, Maze, cell_of, cells, middle, next_cells, wander
+from ttengine.errors import DataError, MissingExtraError
+from ttengine.experiments.ant_steering import Walker, renumber, turned, turned_back
+from ttengine.experiments.antmaze import Config, Critic, _load, _report, run
+from ttengine.experiments.maze import Maze, reached
+from ttengine.experiments.maze_map import CELL_M, FREE, GOAL, MEDIUM, START, cell_of, cells, middle, next_cells
+from ttengine.experiments.maze_walks import wander
 from ttengine.experiments.run import Run, read_rows
 
+TOY = ["--transitions", "600", "--episodes", "1", "--max-steps", "4", "--critic-steps", "5", "--recipe.steps", "3",
+       "--recipe.batch-size", "4", "--recipe.width", "16", "--recipe.layers", "1", "--plan.horizon", "2",
+       "--plan.beam-width", "2"]  # fmt: skip
 
-def test_walls_stop_the_ball_and_the_goal_ends_an_episode() -> None:
-    env = Maze(max_steps=40)
+
+@pytest.mark.parametrize("body", ["point", "ant"])
+def test_walls_stand_where_the_map_says_and_the_goal_ends_an_episode(body: str, tmp_path: Path) -> None:
+    env = Maze(body, max_steps=3, paths=tmp_path)
     observation, _ = env.reset(seed=3)
-    for step in range(40):
-        observation, reward, terminated, truncated, _ = env.step(np.array([-1.0, 1.0], np.float32))
-        assert not terminated and reward == 0.0 and truncated == (step == 39)
-    assert cell_of(observation[:2]) == cells("S")[0]
-    np.testing.assert_allclose(observation[:2], [1.2, -1.2], atol=0.02)  # in the corner: a radius from two walls
-    env.data.qpos[:] = env.goal + np.array([REACHED + 0.1, 0.0])
-    env.data.qvel[:] = 0.0
-    for _ in range(3):
-        observation, reward, terminated, truncated, _ = env.step(np.array([-1.0, 0.0], np.float32))
-        if terminated:
-            break
-    assert terminated and reward == 1.0 and not truncated
+    assert cell_of(env.position, CELL_M[body]) == START and env.observation_space.contains(observation)
+    names = [env.inner.model.geom(i).name for i in range(env.inner.model.ngeom)]
+    boxes = [env.inner.model.geom_pos[i, :2] for i, name in enumerate(names) if name.startswith("block")]
+    assert sorted(cell_of(box, CELL_M[body]) for box in boxes) == cells("#")
+    ends = [env.step(np.zeros(env.action_space.shape, np.float32))[1:4] for _ in range(3)]
+    assert ends == [(0.0, False, False)] * 2 + [(0.0, False, True)]
+    assert not reached(np.load(tmp_path / "3.npy"), body)
+    env.reset(seed=4)
+    env.inner.data.qpos[:2] = env.goal
+    assert env.step(np.zeros(env.action_space.shape, np.float32))[1:4] == (1.0, True, False)
+    assert reached(np.load(tmp_path / "4.npy"), body)
 
 
 def test_the_way_leads_from_every_free_cell_to_the_goal() -> None:
-    goal = cells("G")[0]
-    ways = next_cells(goal)
-    assert set(ways) == set(cells("SG."))
-    here, steps = cells("S")[0], 0
-    while here != goal:
+    ways, here, steps = next_cells(GOAL), START, 0
+    assert set(ways) == set(FREE)
+    while here != GOAL:
         there = ways[here]
         assert abs(here[0] - there[0]) + abs(here[1] - there[1]) == 1 and MEDIUM[there[0]][there[1]] != "#"
         here, steps = there, steps + 1
     assert steps == 10
-    for cell in ways:
-        assert cell_of(middle(cell)) == cell
+    assert all(cell_of(middle(cell, 4.0), 4.0) == cell for cell in ways)
 
 
-def test_no_logged_walk_leads_from_the_start_to_the_goal() -> None:
-    data = wander(6000, Config().episode_steps, seed=1)
-    starts = np.flatnonzero(np.r_[True, data.terminals[:-1] | data.timeouts[:-1]])
-    ends = np.flatnonzero(data.terminals | data.timeouts)
-    from_start = [cell_of(data.observations[i, :2]) == cells("S")[0] for i in starts]
+def test_no_logged_walk_of_the_point_leads_from_the_start_to_the_goal() -> None:
+    data = wander("point", 20_000, Config().episode_steps, seed=1)
+    starts, ends = data.episode_starts, data.episode_ends
+    from_start = [cell_of(data.observations[i, :2], 1.0) == START for i in starts]
     assert any(from_start) and data.terminals.any()
-    assert not any(data.terminals[end] for end, begins in zip(ends, from_start, strict=True) if begins)
+    assert not any(data.terminals[end - 1] for end, begins in zip(ends, from_start, strict=True) if begins)
     assert (data.rewards == data.terminals).all()
-    assert all(cell_of(position) in cells("SG.") for position in data.observations[:, :2])
-    again = wander(6000, Config().episode_steps, seed=1)
+    assert all(cell_of(position, 1.0) in FREE for position in data.observations[:, :2])
+    again = wander("point", 20_000, Config().episode_steps, seed=1)
     assert again.observations.tobytes() == data.observations.tobytes()
 
 
-def test_the_critic_scores_rewards_so_far_and_the_last_actions_value() -> None:
+def test_a_quarter_turn_of_heading_and_body_together_changes_nothing_that_the_ant_observes() -> None:
+    rng = np.random.default_rng(0)
+    observation = rng.standard_normal(27)
+    observation[1:5] = [0.9, 0.1, -0.2, -0.3]
+    observation[1:5] /= np.linalg.norm(observation[1:5])
+    seen, quarters = turned(observation, 0.4)
+    other = observation.copy()
+    w, x, y, z = observation[1:5]
+    c = np.sqrt(0.5)
+    other[1:5] = [c * (w - z), c * (x - y), c * (y + x), c * (z + w)]
+    other[13], other[14] = -observation[14], observation[13]
+    again, same = turned(other, 0.4 + np.pi / 2)
+    np.testing.assert_allclose(again, seen, atol=1e-12)
+    assert same == quarters
+    np.testing.assert_array_equal(renumber(renumber(observation[5:13], 3), -3), observation[5:13])
+    np.testing.assert_array_equal(turned_back(turned_back(observation[:8], 1), 3), observation[:8])
+
+
+def test_the_ant_walks_where_it_is_sent() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    for heading in (0.0, np.pi / 2, np.pi, -np.pi / 2):
+        far = []
+        for seed in range(3):  # it tips over now and then: two of three are enough
+            env, walker = gymnasium.make("Ant-v4", terminate_when_unhealthy=False), Walker(np.random.default_rng(seed))
+            observation, _ = env.reset(seed=seed)
+            for _ in range(80):
+                observation = env.step(walker.act(observation, heading))[0]
+            far.append(float(env.unwrapped.data.qpos[:2] @ [np.cos(heading), np.sin(heading)]))
+        assert sorted(far)[1] > 4.0, (heading, far)  # a cell of the maze in 4 s
+
+
+def _candidates(rewards: torch.Tensor) -> Candidates:
+    discretizer, tokens = tokenise(wander("point", 300, 30, seed=0), DataConfig(terminal_penalty=None), 20)
+    rows = torch.from_numpy(np.asarray(tokens)).long().view(-1, 8)
+    planned = torch.cat([rows[:2, 4:], rows[2:4]], dim=1)[None]  # [1, 2, 4 + 8]: two rounds
+    return Candidates(planned, rewards, torch.zeros(1, 2), torch.zeros(1, 4), discretizer, 2)
+
+
+def test_the_critic_scores_rewards_so_far_and_the_last_actions_value_but_nothing_after_a_goal() -> None:
     class Learner:
         def predict_value(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
             return 100 * observations[:, 0] + actions[:, 1]
 
-    data = wander(300, 30, seed=0)
-    discretizer, tokens = tokenise(data, DataConfig(terminal_penalty=None), 20)
-    rows = torch.from_numpy(np.asarray(tokens)).long().view(-1, 8)
-    planned = torch.cat([rows[:2, 4:], rows[2:4]], dim=1)[None]  # [1, 2, 4 + 8]: two rounds
-    rewards = torch.tensor([[[0.5, 9.0], [0.25, 9.0]]])
-    candidates = Candidates(planned, rewards, torch.zeros(1, 2), torch.zeros(1, 4), discretizer, 2)
+    rewards = torch.tensor([[[0.25, 9.0], [1.0, 9.0]]])
+    candidates = _candidates(rewards)
     score = Critic(Learner(), 0.9)(candidates)
-    wanted = [
-        rewards[0, c, 0] + 0.9 * (100 * candidates.observations[0, c, 1, 0] + candidates.actions[0, c, 1, 1])
-        for c in range(2)
-    ]
-    torch.testing.assert_close(score, torch.stack(wanted)[None])
-    assert float(candidates.observations[0, 0, 1, 0]) != 0.0
+    value = 100 * candidates.observations[0, 0, 1, 0] + candidates.actions[0, 0, 1, 1]
+    torch.testing.assert_close(score, torch.stack([-0.75 + 0.75 * 0.9 * value, torch.tensor(0.0)])[None])
+    assert float(value) != 0.0
 
 
-def test_the_experiment_runs_from_data_to_page_and_claims_follow_from_the_numbers(tmp_path: Path) -> None:
+def test_data_of_another_maze_and_missing_packages_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(dims: int, x: float, reward: float) -> str:
+        rng = np.random.default_rng(0)
+        observations = rng.standard_normal((20, dims)).astype(np.float32) * 0.1
+        observations[:, 0] += x
+        actions = rng.uniform(-1, 1, (20, 8)).astype(np.float32)
+        rewards, ends = np.full(20, reward, np.float32), np.arange(20) % 10 == 9
+        path = tmp_path / f"{dims}-{x}-{reward}.npz"
+        save_dataset(Trajectories(observations, actions, rewards, np.zeros(20, bool), ends), path)
+        return str(path)
+
+    assert _load(write(29, 0.0, 1.0)).observation_dim == 29
+    for dims, x, reward, why in ((27, 0.0, 1.0, "27 observation"), (29, 9.0, 1.0, "walls"), (29, 0.0, 0.0, "reward")):
+        with pytest.raises(DataError, match=why):
+            _load(write(dims, x, reward))
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    with pytest.raises(MissingExtraError, match=r"ttengine\[maze\]"):
+        run(Run(tmp_path / "run", "antmaze", Config()), Config())
+
+
+@pytest.mark.parametrize("body", ["point", "ant"])
+def test_the_experiment_runs_from_data_to_page(body: str, tmp_path: Path) -> None:
     out = tmp_path / "maze"
-    arguments = ["--transitions", "600", "--episodes", "1", "--critic-steps", "5", "--recipe.steps", "3",
-                 "--recipe.batch-size", "4", "--recipe.width", "16", "--recipe.layers", "1", "--plan.horizon", "2",
-                 "--plan.beam-width", "2"]  # fmt: skip
-    assert cli.main(["experiment", "antmaze", "--out", str(out), *arguments]) == cli.DONE
+    assert cli.main(["experiment", "antmaze", "--out", str(out), "--body", body, *TOY]) == cli.DONE
     assert {row["arm"] for row in read_rows(out / "results.csv")} == {"return 0", "Q 0", "IQL 0"}
-    assert "data:image/png" in (out / "report.html").read_text()
+    assert (out / "report.html").read_text().count("data:image/png") == 2
 
+
+def test_claims_follow_from_the_numbers(tmp_path: Path) -> None:
     def rows(*returns: float) -> list[dict[str, str | float]]:
         return [{"return": each, "length": 10.0} for each in returns]
 
-    run, data = Run(tmp_path / "other", "antmaze", Config()), wander(300, 30, seed=0)
+    folder, data = Run(tmp_path / "other", "antmaze", Config()), wander("point", 300, 30, seed=0)
     found = {"return 0": rows(0, 0, 0, 1), "Q 0": rows(1, 1, 0, 0), "IQL 0": rows(0, 1, 0, 1)}
-    assert list(_report(run, Config(), data, found).checks.values()) == [True, False]
+    assert list(_report(folder, Config(), data, found).checks.values()) == [True, False]

@@ -4,26 +4,30 @@ With one reward at the goal, returns within the horizon are nothing, and the val
 of the walks that were logged, none of which leads from the start to the goal. A critic that was trained by dynamic
 programming knows better: the search for returns becomes one for rewards, then the critic's value of the last action.
 
-This is the version for small machines: the maze is AntMaze's, the body a ball. The ant itself needs
-Gymnasium-Robotics and days of training, and is not part of this yet.
+The mazes are Gymnasium-Robotics'. The small version moves a point through the layout of AntMaze's medium maze, and none
+of its logged walks leads from the start to the goal; the full one moves the ant, with episodes as long as D4RL's.
 
 Source: Janner et al. 2021, section 4.2, "TT (+Q)"; its code was never released. Kostrikov et al. 2022 for IQL.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ttengine.config import DataConfig, PlanConfig
+from ttengine.data.files import save_dataset
+from ttengine.data.load import load_dataset
 from ttengine.data.trajectories import Trajectories
 from ttengine.engines import Candidates
-from ttengine.errors import require
+from ttengine.errors import DataError, require
 from ttengine.experiments.baselines import fit_baseline, require_d3rlpy
 from ttengine.experiments.ingredients import (
     PAPER,
@@ -34,11 +38,18 @@ from ttengine.experiments.ingredients import (
     policy_episodes,
     trained,
 )
+from ttengine.experiments.maze_map import CELL_M, FREE, cell_of, walls
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
 from ttengine.viz.bars import plot_bars
+from ttengine.viz.maps import Paths, plot_paths
+
+if TYPE_CHECKING:
+    from ttengine.experiments.maze import Body
 
 PLAN = PlanConfig(horizon=10, beam_width=32)
+STEP_COST = 1.0
+"""Taken off every reward for IQL, as its authors do in these mazes."""
 METHODS = {"return": "TT, return", "Q": "TT, IQL's Q", "IQL": "IQL's policy"}
 
 
@@ -46,10 +57,16 @@ METHODS = {"return": "TT, return", "Q": "TT, IQL's Q", "IQL": "IQL's policy"}
 class Config:
     """Find the way through the medium maze, by return search, by search with a critic, and by the critic's policy."""
 
+    body: Literal["point", "ant"] = "point"
+    """what moves"""
+    dataset: str | None = None
+    """a file or id such as antmaze-medium-play-v2, in place of collected walks; the body is then the ant"""
     transitions: int = 100_000
     """logged"""
-    episode_steps: int = 30
-    """of a logged episode: too few from start to goal"""
+    episode_steps: int = 100
+    """of a logged episode; 100 are too few for the point from start to goal"""
+    max_steps: int = 500
+    """of an evaluated episode: for the point 2.5 times what a demonstrator needs"""
     seeds: tuple[int, ...] = (0,)
     """of training; data and environments have seed 0 onwards"""
     episodes: int = 20
@@ -67,39 +84,52 @@ class Config:
 
     @classmethod
     def full(cls) -> Config:
-        """More data, seeds and episodes, the paper's model; hours on a few cores."""
-        return cls(transitions=1_000_000, seeds=(0, 1, 2), episodes=100, recipe=PAPER, critic_steps=300_000)
+        """The ant, more data, seeds and episodes, the paper's model; many hours on a few cores."""
+        return cls(
+            body="ant", transitions=1_000_000, episode_steps=1000, max_steps=1000, seeds=(0, 1, 2), episodes=100,
+            recipe=PAPER, critic_steps=300_000,
+        )  # fmt: skip
 
 
 class Critic:
-    """Scores candidates by their discounted rewards up to the last action, plus the critic's value of that action."""
+    """Scores candidates by their discounted rewards up to the last action, plus the critic's value of that action.
+
+    Every reward is lowered by STEP_COST, as it was for the critic; after a planned goal nothing is added any more.
+    """
 
     def __init__(self, learner: Any, discount: float) -> None:
         self.learner, self.discount = learner, discount
 
     def __call__(self, candidates: Candidates) -> Tensor:
         """Return [B, C] scores."""
-        powers = self.discount ** torch.arange(candidates.rounds)
-        gained = (candidates.rewards[..., :-1] * powers[:-1]).sum(dim=-1)
         last = [each[:, :, -1].flatten(0, 1).numpy() for each in (candidates.observations, candidates.actions)]
         value = torch.from_numpy(np.asarray(self.learner.predict_value(*last), np.float32))
-        return gained + powers[-1] * value.view_as(gained)
+        before = candidates.rewards[..., :-1].clamp(0.0, 1.0)  # expected rewards: chances of the goal
+        under_way = torch.cat([torch.ones_like(candidates.rewards[..., :1]), (1.0 - before).cumprod(dim=-1)], dim=-1)
+        weight = under_way * self.discount ** torch.arange(candidates.rounds)
+        gained = (weight[..., :-1] * (before - STEP_COST)).sum(dim=-1)
+        return gained + weight[..., -1] * value.view_as(gained)
 
 
 def run(run: Run, config: Config) -> Report:
     """Run the experiment and say what it found."""
+    require("gymnasium_robotics", "maze")
     require_d3rlpy()
-    require("mujoco", "mujoco")
-    from ttengine.experiments.maze import Maze, wander
+    from ttengine.experiments.maze import Maze
 
-    data = wander(config.transitions, config.episode_steps, seed=0)
+    body: Body = config.body if config.dataset is None else "ant"
+    data = _load(config.dataset) if config.dataset else _collected(run, config)
     arms = []
     for seed in config.seeds:
         critic = _Once(partial(_critic, config, data, seed))
+        mazes = {
+            method: partial(Maze, body, config.max_steps, paths=run.out / "paths" / f"{method} {seed}")
+            for method in METHODS
+        }
         arms += [
-            Arm(f"return {seed}", partial(_search, run, config, Maze, data, seed, None)),
-            Arm(f"Q {seed}", partial(_search, run, config, Maze, data, seed, critic)),
-            Arm(f"IQL {seed}", partial(_policy, config, Maze, critic, seed)),
+            Arm(f"return {seed}", partial(_search, run, config, mazes["return"], data, seed, None)),
+            Arm(f"Q {seed}", partial(_search, run, config, mazes["Q"], data, seed, critic)),
+            Arm(f"IQL {seed}", partial(_policy, config, mazes["IQL"], critic, seed)),
         ]
     return _report(run, config, data, run.measure(arms))
 
@@ -115,28 +145,76 @@ class _Once:
         return self.made
 
 
+def _collected(run: Run, config: Config) -> Trajectories:
+    """Return walks, logged once for a run."""
+    from ttengine.experiments.maze_walks import wander
+
+    path = run.out / "data" / f"{config.body}.npz"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        save_dataset(wander(config.body, config.transitions, config.episode_steps, seed=0), path)
+    return load_dataset(path)
+
+
+def _load(dataset: str) -> Trajectories:
+    """Read a user's data, and see that they are of this maze and this ant.
+
+    Raises:
+        DataError: other dims, positions in walls, or no reward at all.
+    """
+    from ttengine.experiments.maze import observed_from
+
+    data = load_dataset(dataset)
+    if (data.observation_dim, data.action_dim) != (29, 8):
+        raise DataError(
+            f"{dataset} has {data.observation_dim} observation and {data.action_dim} action dims; the ant in the maze "
+            "has 29 (x, y, then Ant-v4's 27) and 8"
+        )
+    some = data.observations[:: max(1, len(data) // 10_000), :2] + observed_from("ant")
+    outside = float(np.mean([cell_of(position, CELL_M["ant"]) not in FREE for position in some]))
+    if outside > 0.05:
+        raise DataError(f"{dataset}: {100 * outside:.0f} % of its positions lie in walls of the medium maze")
+    if not (data.rewards > 0).any():
+        raise DataError(f"{dataset} has no reward above 0: it never comes by the goal")
+    return data
+
+
 def _critic(config: Config, data: Trajectories, seed: int) -> Any:
     settings = {"expectile": config.expectile, "weight_temp": config.temperature}
-    return fit_baseline("IQL", data, config.critic_steps, seed, **settings)
+    costly = dataclasses.replace(data, rewards=data.rewards - np.float32(STEP_COST))
+    return fit_baseline("IQL", costly, config.critic_steps, seed, **settings)
 
 
-def _policy(config: Config, maze: Any, critic: _Once, seed: int) -> Rows:
+def _policy(config: Config, maze: Callable[[], Any], critic: _Once, seed: int) -> Rows:
     return policy_episodes(critic(), maze, config.episodes, 1000 * seed)
 
 
-def _search(run: Run, config: Config, maze: Any, data: Trajectories, seed: int, critic: _Once | None) -> Rows:
+def _search(
+    run: Run, config: Config, maze: Callable[[], Any], data: Trajectories, seed: int, critic: _Once | None
+) -> Rows:
+    longest = int(data.episode_lengths.max())
     model = trained(
-        run,
-        "maze",
-        data,
-        config.recipe,
-        seed,
-        DataConfig(terminal_penalty=None, max_episode_steps=config.episode_steps),
+        run, "maze", data, config.recipe, seed, DataConfig(terminal_penalty=None, max_episode_steps=longest)
     )
     objective = None if critic is None else Critic(critic().learner, config.plan.discount)
     return planned_episodes(
-        model, maze, config.plan, config.episodes, 1000 * seed, config.workers, objective, maze().max_steps
+        model, maze, config.plan, config.episodes, 1000 * seed, config.workers, objective, config.max_steps
     )
+
+
+def _draw(run: Run, body: Body, data: Trajectories) -> None:
+    """Draw what was logged and the way of every method's episodes over the map."""
+    from ttengine.experiments.maze import observed_from, reached
+
+    origin = observed_from(body).astype(np.float32)
+    logs = [data.observations[rows, :2] + origin for rows in list(data.episodes())[:100]]
+    panels = {f"{len(logs)} of {data.n_episodes:,} logged": Paths(logs)}
+    for method, label in METHODS.items():
+        files = sorted((run.out / "paths").glob(f"{method} */*.npy"))
+        ways = [np.load(file, allow_pickle=False) for file in files]
+        if ways:
+            panels[label] = Paths([way + origin for way in ways], [reached(way, body) for way in ways])
+    plot_paths(run.out / "paths.png", panels, walls(CELL_M[body]), title="Ways from the start; coloured: reached")
 
 
 def _report(run: Run, config: Config, data: Trajectories, found: dict[str, Rows]) -> Report:
@@ -158,14 +236,21 @@ def _report(run: Run, config: Config, data: Trajectories, found: dict[str, Rows]
     if rates.keys() == METHODS.keys():
         checks["with the critic at least 20 points above return search"] = rates["Q"] >= rates["return"] + 20
         checks["with the critic above IQL's policy"] = rates["Q"] > rates["IQL"]
-    plot_bars(run.out / "antmaze.png", bars, title="Medium maze, ball: episodes that reach the goal", unit="%")
-    logged = data.episode_returns
+    body: Body = config.body if config.dataset is None else "ant"
+    plot_bars(run.out / "antmaze.png", bars, title=f"Medium maze, {body}: episodes that reach the goal", unit="%")
+    _draw(run, body, data)
+    facts = "".join(
+        f"; {data.metadata[key]} {what}"
+        for key, what in (("targets_reached", "targets reached"), ("tipped", "cut as the ant had tipped over"))
+        if data.metadata.get(key)
+    )
     return Report(
-        "AntMaze's medium maze, with a ball",
-        f"{len(data):,} logged transitions in {len(logged):,} episodes of at most {config.episode_steps} steps; "
-        f"{int(logged.sum())} come by the goal, none leads there from the start. H = {config.plan.horizon}, "
-        f"W = {config.plan.beam_width}. An episode has 300 steps; the spread is over seeds of training.",
+        f"AntMaze's medium maze, {body}",
+        f"{config.dataset or 'Collected'}: {len(data):,} logged transitions in {data.n_episodes:,} episodes of at most "
+        f"{data.episode_lengths.max()} steps; {int(data.terminals.sum())} end at the goal{facts}. "
+        f"H = {config.plan.horizon}, W = {config.plan.beam_width}. An evaluated episode has {config.max_steps} steps; "
+        "the spread is over seeds of training.",
         [Table("Success", ["method", "success", "by seed", "episodes", "mean steps"], rows)],
-        ["antmaze.png"],
+        ["antmaze.png", "paths.png"],
         checks,
     )

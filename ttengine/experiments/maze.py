@@ -1,181 +1,133 @@
-"""The medium maze of AntMaze with a ball in it, in MuJoCo: a reward at the goal and nowhere else.
+"""Gymnasium-Robotics' medium maze with a point or an ant in it, as one flat task: from the start's corner to the goal.
 
-The walls are D4RL's medium layout. The ball is pushed; what it has logged are short walks between random places.
+The physics, the bodies and the walls are Gymnasium-Robotics'; here are only the fixed task and flat observations.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import gymnasium
-import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from ttengine.data.trajectories import Trajectories
+from ttengine.errors import require
+from ttengine.experiments.maze_map import CELL_M, FREE, GOAL, MEDIUM, REACHED_M, START, middle
 
 FloatArray = npt.NDArray[np.float32]
+Body = Literal["point", "ant"]
 
-MEDIUM = (
-    "########",
-    "#S.##..#",
-    "#..#...#",
-    "##...###",
-    "#..#...#",
-    "#.#..#.#",
-    "#...#.G#",
-    "########",
-)
-"""Row, then column; # wall, S start, G goal. Cells are a metre wide."""
-
-RADIUS = 0.2
-"""Of the ball, metres."""
-TIMESTEP_S, FRAME_SKIP = 0.01, 10
-"""A control step is FRAME_SKIP steps of physics."""
-DAMPING, FORCE = 5.0, 10.0
-"""In N s/m and N: the ball of 1 kg has a top speed of 2 m/s."""
-REACHED = 0.5
-"""So near the goal it is reached, metres."""
-MAX_STEPS = 300
-"""Control steps of an episode at most: six times the shortest way."""
+REPEAT = {"point": 5, "ant": 1}
+"""Body -> steps of Gymnasium-Robotics' environment in a control step; both are 0.05 s."""
+ORIGIN_CELL = {"point": None, "ant": START}
+"""Body -> the cell in whose middle observed positions are zero; None: the maze's middle. The ant's is D4RL's."""
 
 
-def cells(marks: str) -> list[tuple[int, int]]:
-    """Return the cells (row, column) with one of some marks."""
-    return [(r, c) for r, row in enumerate(MEDIUM) for c, mark in enumerate(row) if mark in marks]
-
-
-def middle(cell: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Return the middle of a cell, (x, y) in metres: columns go right, rows go down."""
-    return np.array([cell[1] + 0.5, -cell[0] - 0.5])
-
-
-def cell_of(position: npt.ArrayLike) -> tuple[int, int]:
-    """Return the cell that a position (x, y) lies in."""
-    x, y = np.asarray(position)
-    return int(np.floor(-y)), int(np.floor(x))
-
-
-def next_cells(goal: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
-    """Return for each free cell the next one on a shortest way to a goal."""
-    free, ways = set(cells("SG.")), {goal: goal}
-    edge = deque([goal])
-    while edge:
-        r, c = here = edge.popleft()
-        for cell in ((r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)):
-            if cell in free and cell not in ways:
-                ways[cell] = here
-                edge.append(cell)
-    return ways
-
-
-def _mjcf() -> str:
-    """Return the world as MuJoCo's XML."""
-    boxes = "".join(
-        f'<geom type="box" pos="{x:g} {y:g} 0.25" size="0.5 0.5 0.25"/>' for x, y in map(middle, cells("#"))
-    )
-    return f"""
-<mujoco model="medium maze">
-  <option timestep="{TIMESTEP_S}" integrator="implicitfast" gravity="0 0 0"/>
-  <default><geom condim="1" solref="0.02 1"/></default>
-  <worldbody>
-    {boxes}
-    <body name="ball" pos="0 0 0.25">
-      <joint name="x" type="slide" axis="1 0 0" damping="{DAMPING}"/>
-      <joint name="y" type="slide" axis="0 1 0" damping="{DAMPING}"/>
-      <geom type="sphere" size="{RADIUS}" mass="1"/>
-    </body>
-  </worldbody>
-  <actuator>
-    <motor joint="x" gear="{FORCE}" ctrlrange="-1 1" ctrllimited="true"/>
-    <motor joint="y" gear="{FORCE}" ctrlrange="-1 1" ctrllimited="true"/>
-  </actuator>
-</mujoco>"""
+def observed_from(body: Body) -> npt.NDArray[np.float64]:
+    """Return the position that a body observes as zero, [2], metres from the maze's middle."""
+    cell = ORIGIN_CELL[body]
+    return np.zeros(2) if cell is None else middle(cell, CELL_M[body])
 
 
 class Maze(gymnasium.Env[FloatArray, FloatArray]):
-    """A ball in the medium maze: from the start's cell to the goal.
+    """A body in the medium maze: reaching the goal gives 1 and ends the episode, all else gives 0.
 
-    An observation is position and velocity, [4] float32 in m and m/s; an action is the force in x and y, [2] float32 in
-    [-1, 1], for 0.1 s. Reaching the goal gives 1 and ends the episode; all else gives 0.
+    An observation is float32, position first: [x, y, vx, vy] of the point, [29] of the ant as in D4RL (x, y, then what
+    Ant-v4 observes). An action is float32 in [-1, 1], [2] or [8], for 0.05 s.
 
     Args:
+        body: what moves.
         max_steps: control steps until an episode is truncated.
-        anywhere: begin in any free cell, in place of the start's.
+        anywhere: begin in any free cell but the goal's, in place of the start's.
+        paths: folder where the way of every whole episode is written, `SEED.npy`, [T, 2] as observed; None: nowhere.
+    Raises:
+        MissingExtraError: gymnasium-robotics is not installed.
     """
 
-    def __init__(self, max_steps: int = MAX_STEPS, anywhere: bool = False) -> None:
-        self.max_steps, self.anywhere = max_steps, anywhere
-        self.model = mujoco.MjModel.from_xml_string(_mjcf())
-        self.data = mujoco.MjData(self.model)
-        limit = np.array([len(MEDIUM[0]), len(MEDIUM), 2.5, 2.5], np.float32)
-        self.observation_space = gymnasium.spaces.Box(-limit, limit)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
-        self.goal = middle(cells("G")[0])
-        self.steps = 0
+    def __init__(
+        self, body: Body = "point", max_steps: int = 500, anywhere: bool = False, paths: Path | None = None
+    ) -> None:
+        require("gymnasium_robotics", "maze")
+        self.body, self.max_steps, self.anywhere, self.paths = body, max_steps, anywhere, paths
+        layout = [[int(mark == "#") for mark in row] for row in reversed(MEDIUM)]  # its first row is the highest
+        self.inner: Any
+        if body == "point":
+            from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
+
+            self.inner = PointMazeEnv(maze_map=layout, continuing_task=False)
+        else:
+            from gymnasium_robotics.envs.maze.ant_maze_v4 import AntMazeEnv
+
+            self.inner = AntMazeEnv(maze_map=layout, continuing_task=False)
+        Path(self.inner.tmp_xml_file_path).unlink(missing_ok=True)  # it is read by now, and they leave it behind
+        dims = 4 if body == "point" else 29
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (dims,))
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.inner.action_space.shape)
+        self.goal = middle(GOAL, CELL_M[body])
+        self.origin = observed_from(body)
+        self.steps, self.episode_seed = 0, 0
+        self.way: list[FloatArray] = []
 
     @property
     def dt(self) -> float:
         """Seconds between two actions."""
-        return TIMESTEP_S * FRAME_SKIP
+        return 0.05
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
-        """Begin an episode, at rest, up to a quarter of a metre from the middle of a cell."""
+        """Begin an episode, at rest, up to a quarter of a cell from the middle of one."""
         super().reset(seed=seed)
-        mujoco.mj_resetData(self.model, self.data)
-        free = cells("S.") if self.anywhere else cells("S")
-        begin = middle(free[self.np_random.integers(len(free))]) + self.np_random.uniform(-0.25, 0.25, 2)
-        self.data.qpos[:] = begin
-        mujoco.mj_forward(self.model, self.data)
-        self.steps = 0
-        return self._observe(), {}
+        begins = [cell for cell in FREE if cell != GOAL] if self.anywhere else [START]
+        cell = begins[self.np_random.integers(len(begins))]
+        top = len(MEDIUM) - 1
+        options = {"goal_cell": (top - GOAL[0], GOAL[1]), "reset_cell": (top - cell[0], cell[1])}
+        self.inner.reset(seed=int(self.np_random.integers(2**31)), options=options)
+        self.inner.goal = self.goal.copy()  # it had added noise, which nothing that is observed would tell
+        self.inner.update_target_site_pos()
+        self.steps, self.episode_seed = 0, self.episode_seed + 1 if seed is None else seed
+        observation = self._observe()
+        self.way = [observation[:2]]
+        return observation, {}
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Push for a control step."""
-        self.data.ctrl[:] = np.clip(action, -1.0, 1.0)
-        mujoco.mj_step(self.model, self.data, nstep=FRAME_SKIP)
+        """Act for a control step."""
+        reached = False
+        for _ in range(REPEAT[self.body]):
+            _, _, reached, _, _ = self.inner.step(np.clip(action, -1.0, 1.0))
+            if reached:
+                break
         self.steps += 1
-        reached = bool(np.linalg.norm(self.data.qpos - self.goal) < REACHED)
-        return self._observe(), float(reached), reached, not reached and self.steps >= self.max_steps, {}
+        cut = not reached and self.steps >= self.max_steps
+        observation = self._observe()
+        self.way.append(observation[:2])
+        if self.paths is not None and (reached or cut):
+            self.paths.mkdir(parents=True, exist_ok=True)
+            np.save(self.paths / f"{self.episode_seed}.npy", np.array(self.way))
+        return observation, float(reached), bool(reached), cut, {}
+
+    def render(self) -> Any:
+        """Return a picture, if the inner environment was made for it."""
+        return self.inner.render()
+
+    def close(self) -> None:
+        """Let the physics go."""
+        self.inner.close()
+
+    @property
+    def position(self) -> npt.NDArray[np.float64]:
+        """[2], metres from the maze's middle."""
+        return np.array(self.inner.data.qpos[:2])
 
     def _observe(self) -> FloatArray:
-        return np.concatenate([self.data.qpos, self.data.qvel]).astype(np.float32)
+        data = self.inner.data
+        observation = np.concatenate([data.qpos, data.qvel])
+        observation[:2] -= self.origin
+        return observation.astype(np.float32)
 
 
-def wander(transitions: int, episode_steps: int, seed: int) -> Trajectories:
-    """Log a ball that walks from anywhere to one random place after the other, with noise.
-
-    Episodes are cut after so few steps that none leads from the start to the goal: who wants to get there has to put
-    pieces together. One that comes by the goal ends there, with the only reward.
-
-    Args:
-        transitions: at least so many, up to the end of an episode.
-        episode_steps: of an episode at most.
-        seed: equal seeds give equal data.
-    """
-    env, rng = Maze(episode_steps, anywhere=True), np.random.default_rng(seed)
-    free = cells("SG.")
-    log: dict[str, list[Any]] = {name: [] for name in ("observations", "actions", "rewards", "terminals", "timeouts")}
-    while len(log["rewards"]) < transitions:
-        observation, _ = env.reset(seed=int(rng.integers(2**31)))
-        over, noise, target = False, np.zeros(2), cell_of(observation[:2])
-        ways = next_cells(target)
-        while not over:
-            here = cell_of(observation[:2])
-            if here == target:
-                target = free[rng.integers(len(free))]
-                ways = next_cells(target)
-            noise = 0.8 * noise + rng.normal(0.0, 0.25, 2)
-            push = 2.0 * (middle(ways[here]) - observation[:2]) - 0.3 * observation[2:]
-            action = np.clip(push + noise, -1.0, 1.0).astype(np.float32)
-            log["observations"].append(observation)
-            log["actions"].append(action)
-            observation, reward, terminal, cut, _ = env.step(action)
-            over = terminal or cut
-            for name, value in (("rewards", reward), ("terminals", terminal), ("timeouts", cut)):
-                log[name].append(value)
-    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in log.items()}
-    return Trajectories(**arrays, name="medium-maze-ball")
+def reached(way: FloatArray, body: Body) -> bool:
+    """Say whether a way [T, 2], as observed, ends at the goal."""
+    goal = middle(GOAL, CELL_M[body]) - observed_from(body)
+    return bool(np.linalg.norm(way[-1] - goal) <= REACHED_M + 1e-6)

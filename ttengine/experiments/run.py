@@ -33,7 +33,7 @@ from ttengine.stages import read_json, write_json
 Rows = list[dict[str, str | float]]
 """Measurements: one dict an episode, or whatever is measured; all of one arm have the same keys."""
 
-PACKAGES = ("ttengine", "torch", "numpy", "gymnasium", "mujoco", "d3rlpy")
+PACKAGES = ("ttengine", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "d3rlpy")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Run:
         if path.is_file() and not fresh and self._begun():
             self._check_same(read_json(path))
         else:
-            for name in ("arms", "data", "models"):
+            for name in ("arms", "data", "models", "paths"):
                 shutil.rmtree(out / name, ignore_errors=True)
             (out / "seconds.json").unlink(missing_ok=True)
         write_json(path, self.about)

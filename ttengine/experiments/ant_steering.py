@@ -1,0 +1,107 @@
+"""Walk the shipped ant, which has learned to run along +x, in any direction: by turning what it observes.
+
+Two symmetries of Ant-v4 are used. The floor looks the same in all directions, so the world is turned until the way to
+go is +x. The body looks the same after a quarter turn, so the legs are renumbered until the body stands about as it did
+when the policy was trained (legs' numbers go round counterclockwise; every other ankle bends the other way).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ttengine.data.policy_spec import load_behaviour
+
+Array = npt.NDArray[np.float64]
+
+ANKLE_SIGNS = np.array([-1.0, 1.0, -1.0, 1.0])
+"""Of leg i, as seen from the next leg's place: Ant's ankle axes are not turned copies of one another."""
+USUAL_YAW = -0.73
+"""Radians: how the shipped expert's body is turned while it runs along +x; mean of 600 steps in Ant-v4."""
+
+
+def yaw(quaternion: npt.ArrayLike) -> float:
+    """Return a body's angle about the vertical. quaternion [4], w first -> radians."""
+    w, x, y, z = np.asarray(quaternion, np.float64)
+    return float(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
+
+
+def is_tipped(quaternion: npt.ArrayLike) -> bool:
+    """Say whether a body lies on its side or back. quaternion [4], w first."""
+    _, x, y, _ = np.asarray(quaternion, np.float64)
+    return bool(1 - 2 * (x * x + y * y) < 0.0)
+
+
+def turned(observation: Array, heading: float) -> tuple[Array, int]:
+    """Return what Ant-v4 would observe if `heading` were +x and its legs were renumbered.
+
+    Args:
+        observation: [27] of Ant-v4.
+        heading: radians, where to go.
+    Returns:
+        The observation [27], and the quarter turns by which legs were renumbered.
+    """
+    quaternion = observation[1:5]
+    quarters = round((yaw(quaternion) - heading - USUAL_YAW) / (np.pi / 2))
+    stands = _product(_product(_about_z(-heading), quaternion), _about_z(-quarters * np.pi / 2))
+    if stands[0] < 0:
+        stands = -stands  # the same turn; the policy knows this one
+    return np.concatenate([
+        observation[:1], stands, renumber(observation[5:13], quarters),
+        _rotated(observation[13:16], -heading),
+        _rotated(observation[16:19], quarters * np.pi / 2),  # a free joint's spin is in the body's frame
+        renumber(observation[19:27], quarters),
+    ]), quarters  # fmt: skip
+
+
+def turned_back(action: Array, quarters: int) -> Array:
+    """Return the torques of the legs as they are numbered, [8], from those that the policy meant, [8]."""
+    by_leg = np.roll(action.reshape(4, 2), -1, axis=0)  # Ant's actuators begin with the last leg's
+    return np.roll(renumber(by_leg.ravel(), -quarters).reshape(4, 2), 1, axis=0).ravel()
+
+
+def renumber(joints: Array, quarters: int) -> Array:
+    """Return joints [8] (hip, ankle of each leg) as seen from a body frame that is turned back by quarter turns."""
+    legs = joints.reshape(4, 2).copy()
+    for _ in range(quarters % 4):
+        legs[:, 1] *= ANKLE_SIGNS
+        legs = np.roll(legs, 1, axis=0)
+    return legs.ravel()
+
+
+class Walker:
+    """The shipped ant's expert, told a heading; draws its actions, as it did in training.
+
+    Args:
+        rng: of the actions.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        behaviour = load_behaviour("ant")
+        self.policy, self.rng = behaviour.snapshots[behaviour.tier("expert")], rng
+
+    def act(self, observation: Array, heading: float) -> npt.NDArray[np.float32]:
+        """Return the next action, [8] in [-1, 1]. observation [27] of Ant-v4, heading in radians."""
+        seen, quarters = turned(observation.astype(np.float64), heading)
+        meant = np.clip(self.policy(seen.astype(np.float32), self.rng), -1.0, 1.0)
+        return turned_back(meant.astype(np.float64), quarters).astype(np.float32)
+
+
+def _about_z(angle: float) -> Array:
+    return np.array([np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)])
+
+
+def _product(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
+    """Multiply two quaternions."""
+    w, x, y, z = np.asarray(a, np.float64)
+    v, i, j, k = np.asarray(b, np.float64)
+    return np.array([
+        w * v - x * i - y * j - z * k, w * i + x * v + y * k - z * j,
+        w * j - x * k + y * v + z * i, w * k + x * j - y * i + z * v,
+    ])  # fmt: skip
+
+
+def _rotated(vector: Array, angle: float) -> Array:
+    """Turn a vector [3] about the vertical."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([c * vector[0] - s * vector[1], s * vector[0] + c * vector[1], vector[2]])

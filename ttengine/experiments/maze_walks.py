@@ -1,0 +1,124 @@
+"""Log walks through the medium maze as D4RL's recipe does: a planner's waypoints, a body that follows them, noise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ttengine.data.trajectories import Trajectories
+from ttengine.experiments.ant_steering import Walker, is_tipped
+from ttengine.experiments.maze_map import CELL_M, FREE, Cell, cell_of, middle, next_cells
+
+if TYPE_CHECKING:
+    from ttengine.experiments.maze import Body
+
+FloatArray = npt.NDArray[np.float32]
+Point = npt.NDArray[np.float64]
+
+JITTER = 0.2
+"""A waypoint is drawn so far around a cell's middle, in x and y, cells."""
+AT_WAYPOINT_M = {"point": 0.2, "ant": 1.0}
+"""So near a waypoint the body turns to the next."""
+PACE, GAIN = 1.0, 0.5
+"""Of the point, m/s, and the share of a speed's error that a control step corrects."""
+SPEED_PER_ACTION = 1.2
+"""Of the point: a control step with action 1 adds so many m/s."""
+NOISE, MEMORY = 0.4, 0.8
+"""Of the point's actions: standard deviation, and the share that stays for the next step."""
+
+
+class _Guide(Protocol):
+    def act(self, observation: FloatArray, ahead: Point) -> FloatArray: ...
+
+
+class _PointGuide:
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng, self.noise = rng, np.zeros(2)
+
+    def act(self, observation: FloatArray, ahead: Point) -> FloatArray:
+        fresh = NOISE * np.sqrt(1 - MEMORY**2) * self.rng.standard_normal(2)
+        self.noise = MEMORY * self.noise + fresh
+        wanted = PACE * ahead / max(1e-6, float(np.linalg.norm(ahead)))
+        push = GAIN * (wanted - observation[2:]) / SPEED_PER_ACTION
+        return np.clip(push + self.noise, -1.0, 1.0).astype(np.float32)
+
+
+class _AntGuide:
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.walker = Walker(rng)
+
+    def act(self, observation: FloatArray, ahead: Point) -> FloatArray:
+        return self.walker.act(np.asarray(observation[2:], np.float64), float(np.arctan2(ahead[1], ahead[0])))
+
+
+class _Waypoints:
+    """Leads to one random cell after the other."""
+
+    def __init__(self, rng: np.random.Generator, position: Point, width: float, near: float) -> None:
+        self.rng, self.width, self.near = rng, width, near
+        self.reached = -1  # the first draw of a target is no success
+        self.target = self.cell = cell_of(position, width)
+        self.point = position
+        self.ways: dict[Cell, Cell] = {}
+
+    def ahead(self, position: Point) -> Point:
+        """Return the vector to the next waypoint."""
+        if np.linalg.norm(self.point - position) <= self.near or not self.ways:
+            self._next(self.cell)
+        else:
+            here = cell_of(position, self.width)
+            if here in self.ways and here != self.cell and self.ways.get(here) != self.cell:
+                self._next(here)  # pushed off the way
+        return self.point - position
+
+    def _next(self, here: Cell) -> None:
+        if here == self.target:
+            self.reached += 1
+            others = [cell for cell in FREE if cell != here]
+            self.target = others[self.rng.integers(len(others))]
+            self.ways = next_cells(self.target)
+        self.cell = self.ways[here]
+        self.point = middle(self.cell, self.width) + self.rng.uniform(-JITTER, JITTER, 2) * self.width
+
+
+def wander(body: Body, transitions: int, episode_steps: int, seed: int) -> Trajectories:
+    """Log a body that walks from anywhere to one random cell after the other.
+
+    An episode that comes by the evaluated goal ends there, with the only reward; others are cut after `episode_steps`,
+    or when the ant lies on its back.
+
+    Args:
+        body: that walks.
+        transitions: at least so many, up to the end of an episode.
+        episode_steps: of an episode at most.
+        seed: equal seeds give equal data.
+    Returns:
+        The walks; `metadata` counts targets reached and episodes cut because the ant had tipped over.
+    """
+    from ttengine.experiments.maze import Maze
+
+    env, rng = Maze(body, episode_steps, anywhere=True), np.random.default_rng(seed)
+    log: dict[str, list[Any]] = {name: [] for name in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    targets = tipped = 0
+    while len(log["rewards"]) < transitions:
+        observation, _ = env.reset(seed=int(rng.integers(2**31)))
+        guide: _Guide = _PointGuide(rng) if body == "point" else _AntGuide(rng)
+        waypoints = _Waypoints(rng, env.position, CELL_M[body], AT_WAYPOINT_M[body])
+        over = False
+        while not over:
+            action = guide.act(observation, waypoints.ahead(env.position))
+            log["observations"].append(observation)
+            log["actions"].append(action)
+            observation, reward, terminal, cut, _ = env.step(action)
+            if body == "ant" and not (terminal or cut) and is_tipped(observation[3:7]):
+                cut, tipped = True, tipped + 1
+            over = terminal or cut
+            for name, value in (("rewards", reward), ("terminals", terminal), ("timeouts", cut)):
+                log[name].append(value)
+        targets += waypoints.reached
+    env.close()
+    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in log.items()}
+    facts = {"targets_reached": targets, "tipped": tipped, "seed": seed}
+    return Trajectories(**arrays, name=f"medium-maze-{body}", metadata=facts)
