@@ -197,7 +197,7 @@ class TritonEngine:
         torch.cuda.synchronize(self.device)
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
-            # PyTorch's own stream for captures is of the GPU that captured first; other threads may use theirs meanwhile
+            # PyTorch's own stream for captures is of the GPU that captured first; other threads may go on with theirs
             with torch.cuda.graph(graph, stream=torch.cuda.Stream(self.device), capture_error_mode="thread_local"):
                 search()
         except RuntimeError as error:
