@@ -50,9 +50,7 @@ def make_engine(model: TrajectoryTransformer, discretizer: Discretizer, config: 
         ConfigError: an engine was named, and does not take the model or the search.
         NonFiniteError: cpp or triton was chosen, and a weight is NaN or infinite.
     """
-    name = config.engine
-    if name == "auto":
-        name = _choose(model, config)
+    name = _choose(model, config) if config.engine == "auto" else config.engine
     return name, ENGINES[name](model, discretizer, config)
 
 
