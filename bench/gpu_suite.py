@@ -2,6 +2,7 @@
 
     python bench/gpu_suite.py --json bench/results/triton/NAME.json        under 9 minutes
     python bench/gpu_suite.py --quick                                      a minute or two: one preset
+    python bench/gpu_suite.py --checks 1000 --check-s 1e4 --limit-s 1e5    as long as 1,000 compared plans take
 
 Needs PyTorch, Triton and NumPy; ttengine may be installed, or is taken from beside this file. First the kernels and
 whole plans are held to the float32 reference on the same GPU; a mismatch ends the run with 1 before anything is timed.
@@ -27,7 +28,7 @@ from typing import Any
 import find_ttengine  # noqa: F401 - finds it
 import torch
 from gpu_checks import Case, check_kernels, check_paths, check_plans, correct, memcheck, random_case, tiny_plans
-from gpu_times import PRESETS, VARIANTS, attempt, batches, compiled_planner, latency, launches, limits
+from gpu_times import PRESETS, VARIANTS, attempt, batches, compiled_planner, first_actions, latency, launches, limits
 from harness import gpu_machine, write_json
 from plan_inputs import moments_of
 
@@ -127,6 +128,7 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=520.0, help="no stage begins that would end later")
     parser.add_argument("--plans", type=int, default=1000)
     parser.add_argument("--checks", type=int, default=40, help="plans compared for each preset and context, at most")
+    parser.add_argument("--check-s", type=float, default=CHECK_S, help="most seconds of comparing each of them")
     parser.add_argument("--model", default=None, help="real weights for halfcheetah: a file or a shipped name")
     parser.add_argument("--quick", action="store_true", help="correctness, and latency of the first preset")
     arguments = parser.parse_args()
@@ -137,20 +139,20 @@ def main() -> int:
         return 2
     suite = Suite(arguments.limit_s, arguments.model, arguments.json)
     presets = arguments.presets[:1] if arguments.quick else arguments.presets
-    run(suite, presets, arguments.plans, arguments.checks, arguments.quick)
+    run(suite, presets, arguments.plans, arguments.checks, arguments.quick, arguments.check_s)
     print_table(suite.report)
     return 0 if suite.report["correct"] else 1
 
 
-def run(suite: Suite, presets: Sequence[str], plans: int, checks: int, quick: bool) -> None:
+def run(suite: Suite, presets: Sequence[str], plans: int, checks: int, quick: bool, check_s: float = CHECK_S) -> None:
     """All stages, in order; after a failed check nothing is timed."""
     suite.stage("kernels", 0, check_kernels)
     suite.stage("compile", 90, lambda: compile_ahead(presets))
     for preset, context in itertools.product(presets, ("rolling", "window")):
         suite.stage(
             f"plans {preset} {context}",
-            CHECK_S + 5,
-            lambda p=preset, c=context: check_plans(suite.case(p), c, checks, CHECK_S),
+            min(check_s, checks) + 5,
+            lambda p=preset, c=context: check_plans(suite.case(p), c, checks, check_s),
         )
     suite.stage("paths", 20, lambda: check_paths(suite.case(presets[0])))
     if not correct(suite.report):
@@ -160,7 +162,9 @@ def run(suite: Suite, presets: Sequence[str], plans: int, checks: int, quick: bo
     for preset in presets:
         suite.stage(f"latency {preset}", 80, lambda p=preset: latency(suite.case(p), p, plans, 5))
     if not quick:
-        suite.stage("batches hopper", 40, lambda: batches(suite.case("hopper"), 8))
+        suite.stage("batches hopper", 60, lambda: batches(suite.case("hopper"), 8))
+    for preset in presets:
+        suite.stage(f"first actions {preset}", 12, lambda p=preset: first_actions(suite.case(p), plans, 4.0))
     suite.stage("limits", 5, lambda: limits(suite.report))
     suite.stage("memcheck", 60, lambda: memcheck(suite.left_s()))
 

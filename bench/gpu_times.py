@@ -40,7 +40,7 @@ VARIANTS = tuple(
 """What is timed of the triton engine on each preset."""
 THROUGHPUT = {"precision": "bf16", "context_kind": "rolling"}
 """What is planned for many environments at once, and what launches are counted of."""
-BATCHES = (1, 4, 16, 64, 256)
+BATCHES = (1, 4, 16, 64, 256, 1024)
 WARM_UP, WARM_UP_S = 3, 0.5
 """Untimed plans before, at least: the first compiles kernels and captures the graph; and seconds, after it: an idle
 GPU's clock is low."""
@@ -158,8 +158,29 @@ def batches(case: Case, repeats: int) -> dict[str, Any]:
     moments = moments_of(case.checkpoint, 2 * max(BATCHES))
     result: dict[str, Any] = {"weights": case.weights}
     for size in BATCHES:
-        median = percentile(timed_batches(case.planner(**THROUGHPUT), moments, size, repeats), 0.5)
-        result[str(size)] = {"p50_ms": round(1e3 * median, 3), "plans_per_s": round(size / median, 1), "plans": repeats}
+        result[str(size)] = attempt(lambda size=size: one_batch(case, moments, size, repeats))
+    return result
+
+
+def one_batch(case: Case, moments: Sequence[Moment], size: int, repeats: int) -> dict[str, Any]:
+    """Latency of one size; the largest may be more than the GPU's memory holds."""
+    median = percentile(timed_batches(case.planner(**THROUGHPUT), moments, size, repeats), 0.5)
+    return {"p50_ms": round(1e3 * median, 3), "plans_per_s": round(size / median, 1), "plans": repeats}
+
+
+def first_actions(case: Case, plans: int, limit_s: float) -> dict[str, Any]:
+    """The share of plans whose first action is the same, to the bit, in bfloat16 and in float32."""
+    result: dict[str, Any] = {"weights": case.weights}
+    for context in ("rolling", "window"):
+        pair = [case.planner(precision=precision, context_kind=context) for precision in ("bf16", "fp32")]
+        equal, until = [], time.perf_counter() + limit_s / 2
+        for step, moment in enumerate(moments_of(case.checkpoint, plans)):
+            past = cropped(moment.context, pair[0].context_capacity)
+            ours, theirs = (planner.plan(moment.observation, past, step=step).action for planner in pair)
+            equal.append(np.array_equal(ours, theirs))
+            if time.perf_counter() > until:
+                break
+        result[context] = {"share_equal": round(sum(equal) / len(equal), 4), "plans": len(equal)}
     return result
 
 

@@ -356,6 +356,7 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
     else:
         oldest = tl.maximum(SEARCH.entries - 1 - transitions, 0)
         copy(candidates.table + source * (SEARCH.entries + 1) + zero, table + zero, SEARCH.entries + 1, alone)
+    tl.debug_barrier()  # the guess reads tokens that other threads have just copied
     fed = tokens + done_tokens - 1  # the value token, then the observation's
     now = (before + round) * SHAPE.transition_dim
     guess = 0
@@ -392,6 +393,7 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
         wrong = live & (at < SHAPE.observation_dim) & (drawn != guessed)
         right = tl.min(tl.where(wrong, lane, count - 1), 0) + 1
         check_logits(logits, live & (lane < right), done_tokens + at, problems, SHAPE)
+        tl.debug_barrier()  # every thread has read the guess: all have to find the same tokens right
         tl.store(fed + at + 1, drawn, mask=live & (at < SHAPE.observation_dim) & (lane >= right - 1))
         last = live & (at == SHAPE.observation_dim) & (lane < right)
         tl.store(beams.logits + row * SHAPE.padded + column + lane[:, None] * 0, logits, mask=last[:, None])

@@ -14,7 +14,7 @@ MOST = 4096
 """Candidates of one problem that can be ranked: every one is compared with every other."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["fault_code", "count", "width"])  # a deadline may end any round: none may compile
 def _select_beams(score, kept_score, kept, fault, fault_code, count, width, BLOCK: tl.constexpr):
     problem = tl.program_id(0).to(tl.int64)
     base = 0

@@ -194,11 +194,11 @@ def position_of(entry, slot, oldest, SHAPE: tl.constexpr):
 
 @triton.jit
 def embed(token, entry, slot, oldest, live, model, SHAPE: tl.constexpr):
-    """Token and place embeddings. [R] int32 -> [R, D] float32."""
+    """Token and place embeddings. [R] int32 -> [R, D] float32. Any token can be read: below 0 is 0, from V on stop."""
     d = tl.arange(0, SHAPE.width)[None, :]
     column = column_of(slot, SHAPE)
     stop = SHAPE.n_bins * SHAPE.transition_dim
-    row = tl.where(token >= SHAPE.n_bins, stop, column * SHAPE.n_bins + token)
+    row = tl.where(token >= SHAPE.n_bins, stop, column * SHAPE.n_bins + tl.maximum(token, 0))
     place = column
     if not SHAPE.rotary:
         place = position_of(entry, slot, oldest, SHAPE)
@@ -210,8 +210,9 @@ def embed(token, entry, slot, oldest, live, model, SHAPE: tl.constexpr):
 
 @triton.jit
 def embed_goal(token, index, live, model, SHAPE: tl.constexpr):
-    """Goal embeddings. token, index [R] int32 -> [R, D] float32."""
+    """Goal embeddings. token, index [R] int32 -> [R, D] float32. Any token can be read: the nearest bin's is."""
     d = tl.arange(0, SHAPE.width)[None, :]
+    token = tl.minimum(tl.maximum(token, 0), SHAPE.n_bins - 1)
     row = SHAPE.n_bins * SHAPE.transition_dim + 1 + SHAPE.places + index * SHAPE.n_bins + token
     return tl.load(model.embeddings + row[:, None] * SHAPE.width + d, mask=live[:, None], other=0.0).to(tl.float32)
 

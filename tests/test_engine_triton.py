@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ import torch
 from interpreted import DEVICE, Poison
 from test_engine_cpp import EVERY, make_checkpoint
 
+from ttengine import engines
 from ttengine.config import PlanConfig, Sampling
 from ttengine.context import Context
 from ttengine.engines import Candidates, NoiseKey, TritonEngine
@@ -186,9 +191,10 @@ def test_memory_that_others_hold_is_given_up_for_a_new_size(monkeypatch: pytest.
     clean = planner.plan(np.ones(3))
     engine = planner.engine
     assert isinstance(engine, TritonEngine)
+    before = weakref.ref(engine._memory)
 
     def full(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        if engine._memories:
+        if before() is not None:  # nobody may refer to it any more
             raise torch.OutOfMemoryError
         return torch.empty(size, dtype=dtype, device=device)
 
@@ -317,6 +323,85 @@ def test_an_older_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("triton.__version__", "3.5.1")
     with pytest.raises(EngineError, match=r"Triton 3\.5\.1 .* 3\.6"):
         make_planner()
+
+
+def test_auto_walks_one_list_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the model's device, its type, the GPU's age, and what the kernels take."""
+    capability = (9, 0)
+    monkeypatch.setattr(engines, "ENGINES", dict.fromkeys(engines.ENGINES, lambda model, *_: model))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    sizes = make_checkpoint(**SHAPE).model.config
+
+    def chosen(device: str, dtype: torch.dtype = torch.float32, **changes: Any) -> str:
+        weight = SimpleNamespace(device=torch.device(device), dtype=dtype)
+        config = dataclasses.replace(sizes, **changes)
+        model = SimpleNamespace(parameters=lambda: iter([weight]), config=config)
+        return engines.make_engine(model, None, FAST)[0]  # type: ignore[arg-type]
+
+    assert chosen("cpu") == "cpp"
+    assert chosen("cuda:0") == "triton"
+    assert chosen("mps") == "reference"
+    assert chosen("cpu", torch.float64) == chosen("cuda:0", torch.float64) == "reference"
+    assert chosen("cuda:0", width=24, heads=1) == "reference"
+    capability = (7, 5)
+    assert chosen("cuda:0") == "reference"
+
+
+def test_all_that_a_gpu_is_asked_for_is_of_the_models_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches, and a capture; one that fails leaves the caller's stream in place."""
+    now: dict[str, Any] = {"stream": "the caller's", "device": None}
+
+    @contextmanager
+    def capture(graph: Any, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        now.update(stream=stream, mode=capture_error_mode)
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    @contextmanager
+    def device(which: Any) -> Iterator[None]:
+        now["device"] = which
+        yield
+
+    engine = make_planner(PlanConfig(horizon=1, beam_width=1)).engine
+    assert isinstance(engine, TritonEngine)
+    fakes = {"graph": capture, "device": device, "CUDAGraph": object, "Stream": lambda which: f"a stream of {which}"}
+    fakes |= {"synchronize": lambda which: None, "current_stream": lambda which: now["stream"]}
+    fakes["set_stream"] = lambda stream: now.update(stream=stream)
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(engine, "device", torch.device("cuda", 1))
+    seen: list[Any] = []
+    with pytest.raises(EngineError, match="graph=False"), engine.cores():
+        engine._capture(lambda: seen.append(dict(now)))  # type: ignore[arg-type, return-value]
+    assert seen == [{"stream": "a stream of cuda:1", "device": torch.device("cuda", 1), "mode": "thread_local"}]
+    assert now["stream"] == "the caller's"
+
+
+def test_a_gpu_that_fails_is_an_error_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = make_planner(PlanConfig(horizon=1, beam_width=2), goal=True)
+    engine = planner.engine
+    assert isinstance(engine, TritonEngine)
+    engine._try_out()
+    clean = make_planner(PlanConfig(horizon=1, beam_width=2), goal=True).plan(np.ones(3), goal=np.zeros(3))
+    assert_same_bytes(planner.plan(np.ones(3), goal=np.zeros(3)), clean)  # what was tried out leaves no trace
+    monkeypatch.setattr("ttengine.engines.triton._describe", lambda device: "a GPU")
+    monkeypatch.setattr(engine._segments, "take", {(1,): lambda *_, **__: 1 / 0})
+    with pytest.raises(EngineError, match=r"does not run on a GPU: ZeroDivisionError.* driver .*engine='reference'"):
+        engine._try_out()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_why_there_is_no_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match="no planner for cuda here: PyTorch"):
+        Planner(make_checkpoint(**SHAPE), FAST, device="cuda")
+
+    def old() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update")
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "init", old)
+    with pytest.raises(EngineError, match=r"driver on your system is too old \(found version 11040\)\.; use"):
+        Planner(make_checkpoint(**SHAPE), FAST, device="cuda")
 
 
 def test_without_a_gpu_the_error_says_which_engine_works(monkeypatch: pytest.MonkeyPatch) -> None:

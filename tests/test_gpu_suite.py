@@ -18,7 +18,7 @@ from test_engine_cpp import make_checkpoint
 
 from ttengine.config import PlanConfig, Sampling
 from ttengine.engines import TritonEngine
-from ttengine.errors import ConfigError
+from ttengine.errors import ConfigError, EngineError
 from ttengine.planner import Planner
 
 pytest.importorskip("triton")
@@ -187,7 +187,7 @@ def test_memcheck_without_its_tool_is_skipped_and_looks_behind_pytorchs_pool(
 def stages_of(monkeypatch: pytest.MonkeyPatch, **records: dict[str, Any]) -> Suite:
     """A suite after all of its stages, which say that all is well but for what is given."""
     names = ("check_kernels", "check_plans", "check_paths", "memcheck", "compile_ahead")
-    for name in (*names, "latency", "batches", "limits", "launches"):
+    for name in (*names, "latency", "batches", "first_actions", "limits", "launches"):
         record = records.get(name, {"ok": True})
         monkeypatch.setattr(gpu_suite, name, lambda *_, record=record: record)
     suite = Suite(1e6, None)
@@ -198,7 +198,7 @@ def stages_of(monkeypatch: pytest.MonkeyPatch, **records: dict[str, Any]) -> Sui
 @pytest.mark.parametrize("check", ["check_kernels", "check_plans", "check_paths"])
 def test_nothing_is_timed_after_a_failed_check(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = stages_of(monkeypatch, **{check: {"ok": False}})
-    assert not {"latency hopper", "batches hopper", "limits", "launches"} & set(suite.report)
+    assert not {"latency hopper", "batches hopper", "limits", "launches", "first actions hopper"} & set(suite.report)
     assert "memcheck" in suite.report
     assert suite.report["correct"] is False
 
@@ -237,6 +237,37 @@ def test_latency_and_batches_time_every_engine(case: Case) -> None:
     assert "whole plans" in rows["naive"]["basis"]
     found = gpu_suite.batches(case, 1)
     assert found["2"]["plans_per_s"] > 0
+
+
+def test_a_batch_that_does_not_fit_takes_no_other_with_it(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gpu_times.timed_batches
+
+    def fails(planner: Planner, moments: Any, size: int, repeats: int) -> Any:
+        if size == 2:
+            raise EngineError("more than the GPU has left")
+        return right(planner, moments, size, repeats)
+
+    monkeypatch.setattr(gpu_times, "timed_batches", fails)
+    found = gpu_suite.batches(case, 1)
+    assert found["1"]["plans"] == 1
+    assert found["2"] == {"error": "EngineError: more than the GPU has left"}
+
+
+def test_first_actions_are_compared_between_precisions(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first plan in bfloat16 is another one here."""
+    plan = Planner.plan
+
+    def wrong(self: Planner, *arguments: Any, step: int) -> Any:
+        found = plan(self, *arguments, step=step)
+        if self.config.precision == "bf16" and step == 0:
+            found.actions[0] += 1
+        return found
+
+    monkeypatch.setattr(Planner, "plan", wrong)
+    found = gpu_times.first_actions(case, 2, 1e9)
+    assert found["rolling"]["plans"] == found["window"]["plans"] == 2
+    assert found["rolling"]["share_equal"] in (0.0, 0.5)  # the interpreter's bfloat16 is not to be trusted
+    assert gpu_times.first_actions(case, 2, 0.0)["window"] == {"share_equal": 0.0, "plans": 1}
 
 
 def test_an_engine_that_fails_takes_no_other_rows_with_it(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "bench" / "kernels"
 import timing
 from gpu_checks import Case
 from harness import commit
+from plan_inputs import moments_of as gpu_moments
 
 FOLDER = Path(timing.__file__).parent
-NAMES = ("attention", "sampling", "select", "segments", "branch")
+NAMES = ("attention", "sampling", "select", "segments", "branch", "sharing")
 LIMITS = timing.Limits(bytes_per_s=4e12, flops_per_s=8e14)
 
 
@@ -237,6 +238,30 @@ def test_a_token_of_a_likelihood_search_is_timed_and_a_wrong_one_noticed(monkeyp
     assert "context rolling are not the reference engine's" in branch.compare(case)[0]
 
 
+def test_windows_that_change_a_plan_where_they_are_shared_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also: plans are timed with sharing and without."""
+    bench = load("sharing")
+    monkeypatch.setattr(bench, "random_case", lambda preset: tiny())
+    monkeypatch.setattr(bench, "PRESETS", ("hopper",))
+    monkeypatch.setattr(bench, "moments_of", lambda checkpoint, count: gpu_moments(checkpoint, min(count, 2)))
+
+    def time_one(planner: Any, moments: Any, plans: int) -> dict[str, float]:
+        planner.plan(*moments[0])
+        return {"p50_ms": 3.0 if planner.config.deduplicate else 6.0}
+
+    monkeypatch.setattr(bench, "timed", time_one)
+    (row,) = bench.measure(LIMITS)
+    assert (row["us"], row["competitor_us"], row["x"]) == (3000.0, 6000.0, 2.0)
+    run = TritonEngine.run
+
+    def wrong(self: TritonEngine, search: Any, **how: Any) -> Any:
+        beams, score = run(self, search, **how)
+        return beams, score + int(self.config.deduplicate)
+
+    monkeypatch.setattr(TritonEngine, "run", wrong)
+    assert bench.compare(tiny())[0] == "plan 0 has other bytes where windows are shared"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, the benches would run")
 @pytest.mark.parametrize(("name", "arguments"), list(itertools.product(NAMES, ((), ("--check",)))))
 def test_without_a_gpu_a_bench_only_compares(name: str, arguments: tuple[str, ...]) -> None:
@@ -250,5 +275,5 @@ def test_without_a_gpu_a_bench_only_compares(name: str, arguments: tuple[str, ..
 
 def test_every_file_of_kernels_that_is_launched_has_a_bench_of_its_name(repository: Path) -> None:
     kernels = {path.stem for path in (repository / "kernels").glob("*.py") if "@triton.jit" in path.read_text()}
-    assert kernels - {"transformer", "sharing"} == set(NAMES)  # these two are called by the others
+    assert kernels - {"transformer"} == set(NAMES)  # all segments are little else, and `segments` times them
     assert all((FOLDER / f"{name}.py").is_file() for name in NAMES)

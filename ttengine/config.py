@@ -260,7 +260,7 @@ class PlanConfig:
     """control steps between plans; the steps between execute further actions of the last plan"""
     engine: Literal["auto", "cpp", "triton", "reference"] = "auto"
     """who computes: cpp, the native core; triton, fused kernels on a GPU; reference, plain PyTorch on any device; auto:
-    cpp for a float32 model on the CPU, else reference"""
+    of a float32 model cpp on the CPU and triton on a GPU that it is made for, else reference"""
     threads: int | None = None
     """of the cpp engine; None: as many as PyTorch uses when the planner is made"""
     deduplicate: bool = True

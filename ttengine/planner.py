@@ -22,8 +22,8 @@ from torch import Tensor
 from ttengine.checkpoint import Checkpoint, load
 from ttengine.config import WINDOW_CONTEXT, PlanConfig, plan_preset
 from ttengine.context import Context
-from ttengine.engines import Candidates, Counters, Engine, NoiseKey, default_device, make_engine
-from ttengine.errors import ConfigError, NonFiniteError, ShapeError
+from ttengine.engines import Candidates, Counters, Engine, NoiseKey, default_device, make_engine, why_no_gpu
+from ttengine.errors import ConfigError, EngineError, NonFiniteError, ShapeError
 from ttengine.kernels.reference import select_beams
 from ttengine.model import TrajectoryTransformer
 from ttengine.objectives import Objective, check_score, discounted_return
@@ -337,6 +337,8 @@ def _fit_to_model(config: PlanConfig, checkpoint: Checkpoint) -> PlanConfig:
 
 def _on_device(model: TrajectoryTransformer, device: torch.device) -> TrajectoryTransformer:
     """The model, or a copy of it: the checkpoint's own stays where other planners have it."""
+    if device.type == "cuda" and (why := why_no_gpu()):
+        raise EngineError(f"no planner for {device} here: {why}; use engine='cpp' on the CPU")
     there = next(model.parameters()).device
     same = there.type == device.type and device.index in (None, there.index)
     return (model if same else copy.deepcopy(model).to(device)).eval()

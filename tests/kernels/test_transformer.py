@@ -51,3 +51,23 @@ def test_a_prefix_has_the_models_logits(sizes: dict[str, Any], past: int, poison
         wanted = checkpoint.model.head(hidden[:, -1:], len(prefix) - 1)[0, 0]
     assert len(prefix) == past * model.transition_dim + N
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("goal", [False, True])
+def test_any_token_can_be_read(goal: bool) -> None:
+    """Below 0 it is 0, above the stop token that; of a goal, which has no stop, the last bin. No read lies outside."""
+    checkpoint = make_checkpoint(layers=1, heads=1, width=16, context=1, goal=goal)
+    planner = Planner(checkpoint, PlanConfig(horizon=1, beam_width=1, engine="triton"), device=DEVICE)
+    engine, model = planner.engine, checkpoint.model.config
+    assert isinstance(engine, TritonEngine)
+    N, V = model.observation_dim, model.n_bins
+
+    def logits(token: int, goal_token: int) -> torch.Tensor:
+        engine.prefill([torch.full((N,), token)], [torch.full((N,), goal_token)] if goal else None, [NoiseKey()])
+        engine._prefill()
+        return engine._memory.beams.logits[0, 0].clone()
+
+    with torch.inference_mode():
+        assert torch.equal(logits(-7, -(10**6)), logits(0, 0))
+        assert torch.equal(logits(2**31 - 1, 10**6), logits(V, V - 1))
+        assert not torch.equal(logits(0, 0), logits(V, V - 1))

@@ -9,7 +9,7 @@ from ttengine.discretizer import Discretizer
 from ttengine.engines.cpp import CppEngine
 from ttengine.engines.protocol import Candidates, Counters, EagerEngine, Engine, NoiseKey
 from ttengine.engines.reference import ReferenceEngine
-from ttengine.engines.triton import TritonEngine
+from ttengine.engines.triton import TritonEngine, takes, why_no_gpu
 from ttengine.model import TrajectoryTransformer
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "TritonEngine",
     "default_device",
     "make_engine",
+    "why_no_gpu",
 ]
 
 ENGINES = {"cpp": CppEngine, "triton": TritonEngine, "reference": ReferenceEngine}
@@ -38,16 +39,25 @@ def default_device(config: PlanConfig) -> torch.device:
 def make_engine(model: TrajectoryTransformer, discretizer: Discretizer, config: PlanConfig) -> tuple[str, Engine]:
     """Return the name and the engine that `config.engine` asks for.
 
-    `auto` is cpp for a float32 model on the CPU, and reference for any other; what was chosen is in `Plan.engine`. A
-    core that is not built, or a model that cpp cannot take, is an error and never another engine.
+    `auto` is cpp for a float32 model on the CPU; triton for one on an NVIDIA GPU under Linux, if the GPU is new enough
+    and the sizes are such that the kernels take them; and reference for any other. What was chosen is in `Plan.engine`.
+    A core that is not built, Triton that is missing, or kernels that fail, are errors and never another engine.
 
     Raises:
-        EngineError: cpp was asked for, by name or by `auto`, and the native core is not built.
-        ConfigError: cpp was named, and the model is not float32 on the CPU.
-        NonFiniteError: cpp was chosen, and a weight is NaN or infinite.
+        EngineError: cpp was asked for, by name or by `auto`, and the native core is not built; or triton, and it does
+            not run on the model's device.
+        MissingExtraError: triton was asked for, and is not installed.
+        ConfigError: an engine was named, and does not take the model or the search.
+        NonFiniteError: cpp or triton was chosen, and a weight is NaN or infinite.
     """
-    name = config.engine
-    if name == "auto":
-        weight = next(model.parameters())
-        name = "cpp" if weight.device.type == "cpu" and weight.dtype == torch.float32 else "reference"
+    name = _choose(model, config) if config.engine == "auto" else config.engine
     return name, ENGINES[name](model, discretizer, config)
+
+
+def _choose(model: TrajectoryTransformer, config: PlanConfig) -> str:
+    weight = next(model.parameters())
+    if weight.dtype != torch.float32:
+        return "reference"
+    if weight.device.type == "cpu":
+        return "cpp"
+    return "triton" if takes(model.config, config, weight.device) else "reference"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -52,7 +53,9 @@ class TritonEngine:
         discretizer: its bins.
         config: the search.
     Raises:
-        EngineError: no Triton, no GPU, or one that is too old; the message says which engine works here.
+        MissingExtraError: no Triton.
+        EngineError: no GPU, one that is too old or has too little memory, or kernels that do not run on it; the message
+            says which engine works here.
         ConfigError: sizes that the kernels do not take.
         NonFiniteError: a weight is NaN or infinite; the message names the first such tensor.
     """
@@ -84,10 +87,44 @@ class TritonEngine:
         self._round = self._token = 0
         self._beams = 1
         self._waits = False
+        if self.device.type == "cuda":
+            self._try_out()
 
     def cores(self) -> AbstractContextManager[None]:
-        """Nothing to arrange: the GPU computes."""
-        return nullcontext()
+        """Make the model's GPU the current one: Triton launches on that, wherever the tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def _try_out(self) -> None:
+        """Run every kernel once: what does not run on this GPU is an error now, and not in a control loop."""
+        zeros = torch.zeros(self.model.config.observation_dim, dtype=torch.int64)
+        try:
+            with torch.inference_mode(), self.cores():
+                self.prefill([zeros], [zeros] if self.model.config.goal else None, [NoiseKey()])
+                self._run_every_kernel()
+                self._wait()
+        except EngineError:
+            raise
+        except Exception as error:  # of the driver, of Triton's compilers, of a launch: they have no common parent
+            raise EngineError(
+                f"engine='triton' does not run on {_describe(self.device)}: {type(error).__name__}: {error}. Is the "
+                "driver as new as PyTorch's CUDA, is there a C compiler? engine='reference' works there, 'cpp' on the "
+                "CPU"
+            ) from error
+        self._memory.forget()
+
+    def _run_every_kernel(self) -> None:
+        """A round of a search that `prefill` began, whatever it finds."""
+        beams = self.config.beam_width
+        if self.config.objective == "likelihood":
+            first = torch.zeros(1, beams, dtype=torch.int64, device=self.device)
+            self.next_log_probabilities()
+            self.branch(first, first)
+            return
+        self.expand(self.config.expand)
+        kept = self.select_beams(self._memory.candidates.score, beams)[1]
+        self.take(kept[:, :1].contiguous())
+        self.select(kept)
+        self.observe()
 
     def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
         """Begin B searches: tell the device what they are; the first `expand` computes."""
@@ -113,7 +150,10 @@ class TritonEngine:
         except EngineError:
             if not self._memories:
                 raise
+        if memory is None:  # outside of `except`: the error holds what was allocated before there was too little
             self._memories.clear()  # other numbers of problems hold what is missing
+            self._kept = self._score = torch.empty(0)
+            del self._memory
             memory = self._make_memory(problems, *arguments)
         self._memories[problems] = memory  # the last used is the last
         return memory
@@ -155,15 +195,18 @@ class TritonEngine:
 
     def _capture(self, search: Callable[[], tuple[Candidates, Tensor]]) -> torch.cuda.CUDAGraph:
         torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
-            with torch.cuda.graph(graph):
+            # PyTorch's own stream for captures is of the GPU that captured first; other threads may go on with theirs
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(self.device), capture_error_mode="thread_local"):
                 search()
         except RuntimeError as error:
             raise EngineError(
                 f"the search cannot be captured in a CUDA graph: {error}. An objective has to compute on the device, "
                 "with tensors of fixed shapes and without .item(); or plan with graph=False"
             ) from error
+        finally:
+            torch.cuda.set_stream(stream)  # PyTorch leaves its stream in place of it if a capture cannot be ended
         return graph
 
     def _fetch(self) -> tuple[Candidates, Tensor]:
@@ -353,6 +396,46 @@ class DeviceCandidates(Candidates):
         return self.engine.take(index) if index.shape[1] == 1 else super().take(index)
 
 
+def why_no_gpu() -> str:
+    """Return why PyTorch can use no GPU here, such as a driver that is too old; empty if it can."""
+    if torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"PyTorch {torch.__version__} is built without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().splitlines()[0]
+    return "PyTorch sees no CUDA device"
+
+
+def takes(model: ModelConfig, config: PlanConfig, device: torch.device) -> bool:
+    """Return whether this engine is made for such a GPU, model and search; `engine="auto"` asks.
+
+    Raises:
+        MissingExtraError: it is, and Triton is not installed.
+    """
+    if device.type != "cuda" or torch.version.hip is not None or sys.platform != "linux":
+        return False
+    if torch.cuda.get_device_capability(device) < CAPABILITY:
+        return False
+    require("triton", "triton")
+    try:
+        _check_sizes(model, config)
+    except ConfigError:
+        return False
+    return True
+
+
+def _describe(device: torch.device) -> str:
+    """A GPU, and the versions that have to fit it."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) with Triton "
+        f"{require('triton', 'triton').__version__} and PyTorch {torch.__version__}"
+    )
+
+
 def _check_machine(device: torch.device) -> None:
     """Raise unless the kernels can run."""
     version = require("triton", "triton").__version__
@@ -364,9 +447,10 @@ def _check_machine(device: torch.device) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     if device.type != "cuda" or torch.version.hip is not None:
+        why = why_no_gpu()
         raise EngineError(
             f"engine='triton' needs an NVIDIA GPU, and the model is on {device}"
-            + ("" if torch.cuda.is_available() else ", where PyTorch sees no CUDA device")
+            + (f": {why}" if why else "")
             + "; on this machine use engine='cpp' with the model on the CPU"
         )
     capability = torch.cuda.get_device_capability(device)
