@@ -55,8 +55,9 @@ TARGET = 0.9
 DRAWN = 60
 """Logged episodes in the picture."""
 
-SMALL = Recipe(layers=2, width=64, window=6, context=3, batch_size=32, steps=10_000, learning_rate=4e-3)
-"""Trained in some minutes on a core."""
+SMALL = Recipe(layers=2, width=64, window=8, context=5, batch_size=32, steps=10_000, learning_rate=4e-3)
+"""Trained in some minutes on a core. Its context is longer than the wanderer rests: a model that cannot see for how long
+it has rested already finds it likeliest to rest on, for ever."""
 
 PLAN = PlanConfig(
     horizon=5, beam_width=8, objective="likelihood", plan_every=1,
@@ -72,7 +73,7 @@ class Config:
     """of the wanderer that are kept"""
     episode_steps: int = 32
     """control steps of each; a goal is drawn from the rest of its episode: this bounds how roundabout its way may be"""
-    pairs: int = 50
+    pairs: int = 100
     """of a start and a goal that are held out and evaluated"""
     held_out_m: float = 0.5
     """no kept episode comes so near to a pair's start and later to its goal"""
@@ -105,7 +106,7 @@ class Config:
     def full(cls) -> Config:
         """The paper's model, more data, pairs and seeds; hours on a few cores."""
         return cls(
-            episodes=16_000, pairs=100, seeds=(0, 1, 2), recipe=dataclasses.replace(PAPER, steps=20_000),
+            episodes=16_000, pairs=300, seeds=(0, 1, 2), recipe=dataclasses.replace(PAPER, steps=20_000),
             plan=dataclasses.replace(PLAN, horizon=10, beam_width=32),
         )  # fmt: skip
 
