@@ -20,7 +20,7 @@ from ttengine.experiments.ingredients import (
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
 from ttengine.experiments.sources import Source, check_unique, dataset_name, sources
-from ttengine.viz.bars import plot_bars
+from ttengine.viz.bars import Bars, plot_bars
 
 PLAN = PlanConfig(horizon=3, beam_width=16)
 
@@ -96,19 +96,21 @@ def _measure(run: Run, config: Config, source: Source, changes: dict[str, Any], 
 def _report(run: Run, config: Config, found: dict[str, Rows]) -> Report:
     tables, pictures = [], []
     for dataset in map(dataset_name, config.datasets):
-        rows, bars = [], {}
+        rows, returns, latencies = [], {}, {}
         for name in ("logged data", *settings(config)):
             arms = [f"{dataset} {name}", *(f"{dataset} {name}, seed {seed}" for seed in config.seeds)]
             episodes = [row for arm in arms for row in found.get(arm, [])]
             if not episodes:
                 continue
-            mean, spread = mean_and_spread(episodes)
-            timed = name != "logged data"
-            latency = f"{1e3 * mean_and_spread(episodes, 'latency_s')[0]:.1f} ms" if timed else ""
+            mean, spread = returns[name] = mean_and_spread(episodes)
+            latency = ""
+            if name != "logged data":
+                first, second = mean_and_spread(episodes, "latency_s")
+                latencies[name] = 1e3 * first, 1e3 * second
+                latency = f"{1e3 * first:.1f} ms"
             rows.append([name, f"{mean:,.0f} +- {spread:,.0f}", latency, f"{len(episodes)}"])
-            bars[name] = (mean, spread)
         picture = f"ablations-{dataset}.png"
-        plot_bars(run.out / picture, bars, title=f"{dataset}: return", unit="")
+        plot_bars(run.out / picture, Bars(returns, f"{dataset}: return"), Bars(latencies, "a plan's latency", "ms"))
         tables.append(Table(f"{dataset}: return and latency", ["setting", "return", "latency", "episodes"], rows))
         pictures.append(picture)
     return Report(

@@ -41,7 +41,7 @@ from ttengine.experiments.ingredients import (
 from ttengine.experiments.maze_map import CELL_M, FREE, cell_of, walls
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
-from ttengine.viz.bars import plot_bars
+from ttengine.viz.bars import Bars, plot_bars
 from ttengine.viz.maps import Paths, plot_paths
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def _report(run: Run, config: Config, data: Trajectories, found: dict[str, Rows]
         checks["with the critic at least 20 points above return search"] = rates["Q"] >= rates["return"] + 20
         checks["with the critic above IQL's policy"] = rates["Q"] > rates["IQL"]
     body: Body = config.body if config.dataset is None else "ant"
-    plot_bars(run.out / "antmaze.png", bars, title=f"Medium maze, {body}: episodes that reach the goal", unit="%")
+    plot_bars(run.out / "antmaze.png", Bars(bars, f"Medium maze, {body}: episodes that reach the goal", "%"))
     _draw(run, body, data)
     facts = "".join(
         f"; {data.metadata[key]} {what}"

@@ -32,7 +32,7 @@ from ttengine.experiments.ingredients import (
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
 from ttengine.experiments.sources import Source, check_unique, dataset_name, sources
-from ttengine.viz.bars import plot_bars
+from ttengine.viz.bars import Bars, plot_bars
 
 RECIPE = dataclasses.replace(SMALL, steps=12_000)
 PLAN = PlanConfig(horizon=2, beam_width=8, objective="likelihood")
@@ -139,7 +139,7 @@ def _report(run: Run, config: Config, found: dict[str, Rows]) -> Report:
             bars[f"{name}\n{label}"] = (100 * share, 100 * spread / demonstrator)
             if method == "TT":
                 checks[f"{name}: at least 95 % of the demonstrator's return"] = share >= 0.95
-    plot_bars(run.out / "imitation.png", bars, title="Return as a share of the demonstrator's", unit="%", line=100)
+    plot_bars(run.out / "imitation.png", Bars(bars, "Return as a share of the demonstrator's", "%", line=100))
     columns = ["data", "method", "return", "of the demonstrator's", "episodes", "seeds of training"]
     return Report(
         "Imitation",

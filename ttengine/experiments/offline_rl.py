@@ -38,7 +38,7 @@ from ttengine.experiments.sources import (
     is_recipe,
     sources,
 )
-from ttengine.viz.bars import plot_bars
+from ttengine.viz.bars import Bars, plot_bars
 
 PLAN = PlanConfig(horizon=5, beam_width=32)
 EXPERT_SHARE = 0.95
@@ -154,7 +154,7 @@ def _report(run: Run, config: Config, found: dict[str, Rows], environments: Mapp
                 f"{len(names)}" if method in learned else "",
             ])  # fmt: skip
         checks |= _claims(config, name, means)
-    plot_bars(run.out / "offline_rl.png", bars, title="Normalised score (0 random, 100 expert)", unit="")
+    plot_bars(run.out / "offline_rl.png", Bars(bars, "Normalised score (0 random, 100 expert)"))
     columns = ["data", "method", "return", "normalised score", "episodes", "seeds of training"]
     return Report(
         "Offline RL",

@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ttengine.viz.plots import INK, PLANNER, open_figure
 
 
-def plot_bars(
-    path: Path, bars: Mapping[str, tuple[float, float]], *, title: str, unit: str, line: float | None = None
-) -> None:
-    """Draw a horizontal bar a name, with its spread.
+@dataclass(frozen=True)
+class Bars:
+    """One panel: a horizontal bar a name, with its spread.
 
-    Args:
-        path: file to write, .png or .svg.
-        bars: name -> mean and standard deviation, in `unit`; of none, the axes stay empty.
-        title: of the plot.
+    Attributes:
+        means: name -> mean and standard deviation, in `unit`; of none, the axes stay empty.
+        title: of the panel.
         unit: of the numbers.
         line: a number to compare with.
     """
-    with open_figure(path, (7.0, 1.0 + 0.38 * max(1, len(bars)))) as drawn:
-        axes = drawn.subplots()
-        names = list(bars)[::-1]
-        means, spreads = [bars[name][0] for name in names], [bars[name][1] for name in names]  # may be empty
-        axes.barh(range(len(names)), means, xerr=spreads, color=PLANNER, ecolor=INK, height=0.6, capsize=2)
-        axes.set_yticks(range(len(names)), names)
-        if line is not None:
-            axes.axvline(line, color=INK, linewidth=0.8, linestyle=":")
-        axes.set_xlabel(unit)
-        axes.set_title(title, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
+
+    means: Mapping[str, tuple[float, float]]
+    title: str
+    unit: str = ""
+    line: float | None = None
+
+
+def plot_bars(path: Path, *panels: Bars) -> None:
+    """Draw panels side by side, names on the left; a name that a panel lacks has no bar there.
+
+    Args:
+        path: file to write, .png or .svg.
+        panels: what to draw, at least one.
+    """
+    names = list(dict.fromkeys(name for panel in panels for name in panel.means))[::-1]
+    with open_figure(path, (4.0 + 3.0 * len(panels), 1.0 + 0.38 * max(1, len(names)))) as drawn:
+        for axes, panel in zip(drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+            places = [place for place, name in enumerate(names) if name in panel.means]
+            numbers = [panel.means[names[place]] for place in places]
+            means, spreads = [mean for mean, _ in numbers], [spread for _, spread in numbers]  # may be empty
+            axes.barh(places, means, xerr=spreads, color=PLANNER, ecolor=INK, height=0.6, capsize=2)
+            axes.set_yticks(range(len(names)), names)
+            if panel.line is not None:
+                axes.axvline(panel.line, color=INK, linewidth=0.8, linestyle=":")
+            axes.set_xlabel(panel.unit)
+            axes.set_title(panel.title, loc="left")
+            axes.spines[["top", "right"]].set_visible(False)
