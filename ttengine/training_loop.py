@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,7 +257,7 @@ class TrainingLoop:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
-            "command": shlex.join(sys.argv),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),  # not where this machine keeps the program
             "versions": {
                 "ttengine": _own_version(),
                 "torch": torch.__version__,

@@ -121,7 +121,18 @@ TINY = ["--transitions", "1500", "--episodes", "1", "--recipe.steps", "3", "--re
         ("imitation", ["--bodies", "hopper", "--cloning-steps", "5"], ["demonstrator", "TT 0", "BC 0"]),
         (
             "offline_rl",
-            ["--datasets", "hopper-medium-expert", "--baseline-steps", "5", "--plan.horizon", "2"],
+            [
+                "--datasets",
+                "hopper-medium-expert",
+                "--baselines",
+                "BC",
+                "IQL",
+                "DT",
+                "--baseline-steps",
+                "5",
+                "--plan.horizon",
+                "2",
+            ],
             ["data", "expert", "TT quantile 0", "BC 0", "IQL 0", "DT 0"],
         ),
         (
