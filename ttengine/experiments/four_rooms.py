@@ -189,10 +189,10 @@ class FourRooms(gymnasium.Env[FloatArray, FloatArray]):
 
 
 class Wanderer:
-    """Walks to a free point drawn at random in another room, rests there, walks on, for ever: it leaves any trip's log.
+    """Walks to a free point drawn at random in another room, then to the next, for ever: it leaves any trip's log.
 
     Args:
-        rng: of the points, the rests and noise.
+        rng: of the points and the noise.
     """
 
     PACE = 0.75
@@ -201,13 +201,13 @@ class Wanderer:
     """Standard deviation of the noise that is added to actions, and how much of it stays for the next step."""
     NEAR, SLOW = 0.4, 1.0
     """So near, in metres, a corner counts as turned; from here on it slows down towards a point."""
-    ARRIVED, REST = 0.15, 4
-    """So near, in metres, a point counts as reached; it rests there for 1 to REST control steps."""
+    ARRIVED = 0.15
+    """So near, in metres, a point counts as reached. It rests there for one control step: longer rests would be the
+    most predictable thing to do, and so the likeliest to a search by likelihood, for ever."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._corners: list[Point] = []
-        self._rest = 0
         self._noise = np.zeros(2)
 
     def act(self, observation: FloatArray) -> FloatArray:
@@ -216,10 +216,9 @@ class Wanderer:
         while len(self._corners) > 1 and np.linalg.norm(self._corners[0] - position) < self.NEAR:
             self._corners.pop(0)
         if self._corners and np.linalg.norm(self._corners[0] - position) < self.ARRIVED:
-            self._corners, self._rest = [], int(self._rng.integers(1, self.REST + 1))
-        if not self._corners and not self._rest:
+            self._corners = []
+        elif not self._corners:
             self._corners = way(position, self._other_room(position))
-        self._rest = max(0, self._rest - 1)
         fresh = self.NOISE * np.sqrt(1 - self.MEMORY**2) * self._rng.standard_normal(2)
         self._noise = self.MEMORY * self._noise + fresh
         return np.clip(self._push(position) + self._noise, -1.0, 1.0).astype(np.float32)

@@ -56,8 +56,7 @@ DRAWN = 60
 """Logged episodes in the picture."""
 
 SMALL = Recipe(layers=2, width=64, window=8, context=5, batch_size=32, steps=10_000, learning_rate=4e-3)
-"""Trained in some minutes on a core. Its context is longer than the wanderer rests: a model that cannot see for how
-long it has rested finds it likeliest to rest on, for ever."""
+"""Trained in some minutes on a core."""
 
 PLAN = PlanConfig(
     horizon=5, beam_width=8, objective="likelihood", plan_every=1,
