@@ -55,6 +55,12 @@ def test_an_unknown_id_lists_near_ones(env_id: str, says: str) -> None:
         make_environment(env_id)
 
 
+def test_an_id_that_gymnasium_robotics_registers_for_mujoco_py_lists_near_ones() -> None:
+    pytest.importorskip("gymnasium_robotics")  # importing it registers -v2 and -v3 bodies
+    with pytest.raises(EnvironmentNotFoundError, match=r"mujoco_py.*near it: .*Hopper-v[45]"):
+        make_environment("Hopper-v2")
+
+
 @pytest.mark.parametrize("env_id", ["AntMaze_UMaze-v4", "MiniGrid-Empty-5x5-v0"])
 def test_an_id_of_a_package_that_is_not_here_names_it(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     package = "gymnasium-robotics" if env_id.startswith("Ant") else "minigrid"

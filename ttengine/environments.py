@@ -51,6 +51,8 @@ def make_environment(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
             warnings.filterwarnings("ignore", message=r".*out of date")
             env: gymnasium.Env[Any, Any] = gymnasium.make(env_id, **kwargs)
     except gymnasium.error.DependencyNotInstalled as error:
+        if "mujoco_py" in str(error):  # cannot be had any more; Gymnasium-Robotics registers the ids that need it
+            raise EnvironmentNotFoundError(_unknown(env_id, gymnasium.registry, error)) from error
         raise EnvironmentNotFoundError(
             f"{env_id} needs a package that is not here ({error}); for MuJoCo: pip install 'ttengine[mujoco]'"
         ) from error
