@@ -66,7 +66,7 @@ class Config:
     episode_steps: int = 100
     """of a logged episode; 100 are too few for the point from start to goal"""
     max_steps: int = 500
-    """of an evaluated episode: for the point 2.5 times what a demonstrator needs"""
+    """of an evaluated episode: for the point about 2.5 times the way at the pace of who left the logs"""
     seeds: tuple[int, ...] = (0,)
     """of training; data and environments have seed 0 onwards"""
     episodes: int = 20
