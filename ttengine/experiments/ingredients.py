@@ -39,7 +39,7 @@ class Recipe:
     steps: int = 8000
     learning_rate: float = 1e-3
     bin_smoothing: float = 4.0
-    """of training: less data and fewer steps are needed"""
+    """of training: fewer steps are needed"""
 
     def model(self, trajectories: Trajectories, **changes: Any) -> ModelConfig:
         """Return the model's sizes for some data."""
