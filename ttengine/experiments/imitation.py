@@ -54,7 +54,7 @@ class Config:
     action_noise: float = 0.05
     """of the demonstrator, a share of half the action range: without any, the logs hold no recovery from mistakes"""
     transitions: int = 500_000
-    """logged, a body: a model of 100,000 acted far worse on hopper, and its losses parted from the held-out"""
+    """logged, a body: of 100,000 hopper's model overfits, and acts far worse"""
     seeds: tuple[int, ...] = (0,)
     """of training; data, environments and noise have seed 0 onwards"""
     episodes: int = 10
