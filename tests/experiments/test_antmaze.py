@@ -146,7 +146,7 @@ def test_data_of_another_maze_and_missing_packages_are_refused_at_once(
 @pytest.mark.parametrize("body", ["point", "ant"])
 def test_the_experiment_runs_from_data_to_page(body: str, tmp_path: Path) -> None:
     out = tmp_path / "maze"
-    assert cli.main(["experiment", "antmaze", "--out", str(out), "--body", body, *TOY]) == cli.DONE
+    assert cli.main(["experiment", "antmaze", "--out", str(out), "--body", body, "--jobs", "1", *TOY]) == cli.DONE
     assert {row["arm"] for row in read_rows(out / "results.csv")} == {"return 0", "Q 0", "IQL 0"}
     assert (out / "report.html").read_text().count("data:image/png") == 2
 

@@ -13,7 +13,7 @@ from ttengine import cli
 from ttengine.errors import ConfigError, MissingExtraError
 from ttengine.experiments import EXPERIMENTS, ablations, baselines, imitation, load_experiment, offline_rl
 from ttengine.experiments.report import Report, Table, write_page, write_report
-from ttengine.experiments.run import Arm, Rows, Run, read_rows
+from ttengine.experiments.run import Arm, Processes, Rows, Run, read_rows
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a")
 
@@ -111,7 +111,7 @@ def test_unknown_names_are_refused_before_anything_is_made(tmp_path: Path, capsy
     assert not (tmp_path / "x").exists()
 
 
-TINY = ["--transitions", "1500", "--episodes", "1", "--recipe.steps", "3", "--recipe.batch-size", "4",
+TINY = ["--jobs", "1", "--transitions", "1500", "--episodes", "1", "--recipe.steps", "3", "--recipe.batch-size", "4",
         "--recipe.width", "16", "--recipe.layers", "1"]  # fmt: skip
 
 
@@ -156,6 +156,59 @@ def test_an_experiment_runs_from_data_to_page(
     assert cli.main(["experiment", name, "--out", str(out), *TINY, *settings]) == cli.DONE  # nothing is done again
     assert {path: path.stat().st_mtime_ns for path in (out / "arms").iterdir()} == began
     assert "report.html" in capsys.readouterr().out
+
+
+def test_arms_are_measured_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("d3rlpy")
+    command = ["experiment", "imitation", "--out", str(tmp_path), "--bodies", "hopper", "--cloning-steps", "5", *TINY]
+    command[command.index("--jobs") + 1] = "2"
+    assert cli.main(command) == cli.DONE
+    assert {str(row["arm"]) for row in read_rows(tmp_path / "results.csv")} == {
+        "hopper demonstrator", "hopper TT 0", "hopper BC 0",
+    }  # fmt: skip
+    logs = sorted((tmp_path / "arms").glob("*.log"))
+    assert [log.stem for log in logs] == ["hopper BC 0", "hopper TT 0"]  # the demonstrator needs no process
+    # an arm that was lost is measured again, by itself
+    (tmp_path / "arms" / "hopper TT 0.csv").unlink()
+    (tmp_path / "arms" / "hopper demonstrator.csv").unlink()
+    assert cli.main([*command, "--arm", "hopper TT 0"]) == cli.DONE
+    assert (tmp_path / "arms" / "hopper TT 0.csv").is_file()
+    assert not (tmp_path / "arms" / "hopper demonstrator.csv").exists()
+    capsys.readouterr()
+    assert cli.main([*command, "--arm", "hopper"]) == cli.WRONG_INPUT
+    assert "no arm hopper; there are hopper demonstrator" in capsys.readouterr().err
+    assert cli.main([*command, "--out", str(tmp_path / "no"), "--arm", "hopper TT 0"]) == cli.WRONG_INPUT
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_what_a_process_dies_of_is_said(tmp_path: Path) -> None:
+    script = tmp_path / "arm.py"
+    script.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "names = sys.argv[2::2]\n"
+        f"arms = Path({str(tmp_path)!r}) / 'run' / 'arms'\n"
+        "for name in names:\n"
+        "    if name == 'killed': os.kill(os.getpid(), 9)\n"
+        "    if name == 'raised': (arms / 'raised.txt').write_text('ValueError: two is odd\\n\\nTraceback')\n"
+        "    else: (arms / f'{name}.csv').write_text(f'threads\\n{os.environ[\"OMP_NUM_THREADS\"]}\\n')\n"
+        "    print('said')\n"
+    )
+    processes = Processes([sys.executable, str(script)], 2)
+    run = Run(tmp_path / "run", "made-up", Settings(), processes=processes)
+    arms = [Arm("here", lambda: rows(1), quick=True)]
+    arms += [Arm(name, lambda: rows(1 // 0), group=group) for name, group in
+             (("good", "g"), ("too", "g"), ("killed", ""), ("raised", ""))]  # fmt: skip
+    found = run.measure(arms)
+    assert list(found) == ["here", "good", "too"]
+    assert run.missing == {"killed": "its process ended with -9: arms/killed.log", "raised": "ValueError: two is odd"}
+    assert (tmp_path / "run" / "arms" / "good.log").read_text() == "said\nsaid\n"  # one process for both
+    assert not (tmp_path / "run" / "arms" / "too.log").exists()
+
+
+def test_timed_arms_are_measured_one_after_the_other(tmp_path: Path) -> None:
+    run = Run(tmp_path, "made-up", Settings(), processes=Processes(["false"], 2))
+    assert run.measure([Arm("one", lambda: rows(1)), Arm("two", lambda: rows(2))], timed=True)["two"] == rows(2)
 
 
 def rows(*returns: float) -> Rows:

@@ -78,12 +78,12 @@ def run(run: Run, config: Config) -> Report:
     """Run the experiment and say what it found."""
     arms = []
     for source in sources(run, config.datasets, config.transitions, config.environment):
-        arms.append(Arm(f"{source.name} logged data", partial(logged_episodes, source.trajectories)))
+        arms.append(Arm(f"{source.name} logged data", partial(logged_episodes, source.trajectories), quick=True))
         for name, (changes, binning) in settings(config).items():
             for seed in config.seeds:
                 measure = partial(_measure, run, config, source, changes, binning, seed)
                 arms.append(Arm(f"{source.name} {name}, seed {seed}", measure))
-    return _report(run, config, run.measure(arms))
+    return _report(run, config, run.measure(arms, timed=True))
 
 
 def _measure(run: Run, config: Config, source: Source, changes: dict[str, Any], binning: str, seed: int) -> Rows:

@@ -128,8 +128,8 @@ def run(run: Run, config: Config) -> Report:
         }
         arms += [
             Arm(f"return {seed}", partial(_search, run, config, mazes["return"], data, seed, None)),
-            Arm(f"Q {seed}", partial(_search, run, config, mazes["Q"], data, seed, critic)),
-            Arm(f"IQL {seed}", partial(_policy, config, mazes["IQL"], critic, seed)),
+            Arm(f"IQL {seed}", partial(_policy, config, mazes["IQL"], critic, seed), group=f"critic {seed}"),
+            Arm(f"Q {seed}", partial(_search, run, config, mazes["Q"], data, seed, critic), group=f"critic {seed}"),
         ]
     return _report(run, config, data, run.measure(arms))
 

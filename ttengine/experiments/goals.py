@@ -122,8 +122,8 @@ def run(run: Run, config: Config) -> Report:
     pairs = draw_pairs(config.pairs)
     data = _wandered(run, config, pairs)
     arms = [
-        Arm("head straight", partial(_head_straight, run, config, pairs)),
-        Arm("wanderer", partial(_wander, run, config, pairs)),
+        Arm("head straight", partial(_head_straight, run, config, pairs), quick=True),
+        Arm("wanderer", partial(_wander, run, config, pairs), quick=True),
     ]
     for seed in config.seeds:
         arms.append(Arm(f"with goal {seed}", partial(_plan, run, config, data, pairs, seed, True)))

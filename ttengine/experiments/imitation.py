@@ -92,7 +92,7 @@ def run(run: Run, config: Config) -> Report:
     shown = [_demonstrations(run, config, body) for body in config.bodies] + given
     arms = []
     for source in shown:
-        arms.append(Arm(f"{source.name} demonstrator", partial(logged_episodes, source.trajectories)))
+        arms.append(Arm(f"{source.name} demonstrator", partial(logged_episodes, source.trajectories), quick=True))
         for seed in config.seeds:
             arms.append(Arm(f"{source.name} TT {seed}", partial(_imitate, run, config, source, seed)))
             if config.cloning_steps:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from ttengine.checkpoint import Checkpoint
 from ttengine.config import DataConfig, ModelConfig, PlanConfig, TrainConfig
@@ -83,7 +84,7 @@ def collected(run: Run, recipe: str, transitions: int, config: CollectConfig | N
 def trained(
     run: Run, name: str, data: Trajectories, recipe: Recipe, seed: int, config: DataConfig | None = None, **changes: Any
 ) -> Checkpoint:
-    """Return a model, trained once for a run; a training that was stopped goes on.
+    """Return a model, trained once for a run; a training that was stopped goes on, and another arm's is waited for.
 
     Args:
         run: whose folder keeps it.
@@ -95,7 +96,9 @@ def trained(
         changes: of the model's settings.
     """
     folder = run.out / "models" / f"{name}-seed{seed}"
-    return train(data, folder, recipe.model(data, **changes), config, recipe.training(seed), tensorboard=False)
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        return train(data, folder, recipe.model(data, **changes), config, recipe.training(seed), tensorboard=False)
 
 
 def planned_episodes(

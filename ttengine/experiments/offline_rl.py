@@ -101,10 +101,10 @@ def run(run: Run, config: Config) -> Report:
     arms, given = [], sources(run, config.datasets, config.transitions, config.environment)
     for source in given:
         name = source.name
-        arms.append(Arm(f"{name} data", partial(logged_episodes, source.trajectories)))
+        arms.append(Arm(f"{name} data", partial(logged_episodes, source.trajectories), quick=True))
         expert = expert_episodes(source.trajectories) if _tier(name)[1] == "medium-expert" else None
         if expert is not None:
-            arms.append(Arm(f"{name} expert", partial(list, expert)))
+            arms.append(Arm(f"{name} expert", partial(list, expert), quick=True))
         for seed in config.seeds:
             arms += [
                 Arm(f"{name} TT {binning} {seed}", partial(_plan, run, config, source, binning, seed))

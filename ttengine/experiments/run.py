@@ -3,8 +3,9 @@
 FOLDER/run.json        experiment, settings, seeds, versions: what the numbers depend on
 FOLDER/data, models    collected transitions and trained models, made once
 FOLDER/arms/NAME.csv   raw measurements of an arm, written when it is done: a row an episode
-FOLDER/arms/NAME.txt   the traceback of an arm that failed
-FOLDER/seconds.json    arm -> wall time of the attempt that finished it, training included
+FOLDER/arms/NAME.txt   why an arm failed
+FOLDER/arms/NAME.log   what its process said, if it had its own
+FOLDER/seconds.csv     arm, wall time of the attempt that finished it, training included
 FOLDER/results.csv     all arms' rows
 FOLDER/*.png, report.html, report.json
 """
@@ -13,11 +14,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 import shutil
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,6 +46,20 @@ class Arm:
 
     name: str
     measure: Callable[[], Rows]
+    quick: bool = False
+    """takes next to no time: no process is started for it"""
+    group: str = ""
+    """arms of one group share what they keep in memory, so one process measures them; "": none"""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How arms are measured side by side, in processes of their own."""
+
+    command: Sequence[str]
+    """that runs the same experiment in the same folder; `--arm NAME` is put behind it"""
+    jobs: int
+    """processes at a time, which share the cores"""
 
 
 class Run:
@@ -53,32 +71,57 @@ class Run:
         config: its settings, a dataclass.
         fresh: begin anew: what another run left there is deleted.
         console: where to say what happens.
+        processes: None: arms are measured in this process, one after the other.
+        only: names of arms; `measure` measures no others, and then exits.
     Attributes:
         missing: arm -> why it has no numbers.
         seconds: arm -> wall time of the attempt that finished it.
     Raises:
-        ConfigError: the folder holds a run with other settings or of another version.
+        ConfigError: the folder holds a run with other settings or of another version; with `only`, it holds none.
     """
 
     def __init__(
-        self, out: Path, experiment: str, config: Any, *, fresh: bool = False, console: Console | None = None
+        self,
+        out: Path,
+        experiment: str,
+        config: Any,
+        *,
+        fresh: bool = False,
+        console: Console | None = None,
+        processes: Processes | None = None,
+        only: Sequence[str] = (),
     ) -> None:
         self.out, self.experiment, self.config = out, experiment, config
         self.console = console or Console()
+        self.processes, self.only = processes, only
         self.missing: dict[str, str] = {}
         about = {"experiment": experiment, "config": to_dict(config), "versions": versions()}
         self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back
         path = out / "run.json"
-        if path.is_file() and not fresh and self._begun():
+        if only:
+            if not path.is_file():
+                raise ConfigError(f"{out} holds no run whose arms could be measured; begin it without --arm")
             self._check_same(read_json(path))
         else:
-            for name in ("arms", "data", "models", "paths"):
-                shutil.rmtree(out / name, ignore_errors=True)
-            (out / "seconds.json").unlink(missing_ok=True)
-        write_json(path, self.about)
+            if path.is_file() and not fresh and self._begun():
+                self._check_same(read_json(path))
+            else:
+                for name in ("arms", "data", "models", "paths"):
+                    shutil.rmtree(out / name, ignore_errors=True)
+                self._spent.unlink(missing_ok=True)
+            write_json(path, self.about)
         (out / "arms").mkdir(exist_ok=True)
-        kept = out / "seconds.json"
-        self.seconds: dict[str, float] = dict(read_json(kept)) if kept.is_file() else {}
+        self.seconds = self._read_seconds()
+
+    @property
+    def _spent(self) -> Path:
+        return self.out / "seconds.csv"
+
+    def _read_seconds(self) -> dict[str, float]:
+        if not self._spent.is_file():
+            return {}
+        with open(self._spent, encoding="utf-8", newline="") as file:
+            return {name: float(seconds) for name, seconds in csv.reader(file)}
 
     def _begun(self) -> bool:
         """Whether anything was made: a run that was refused for its settings shall not stand in the way of better."""
@@ -94,34 +137,100 @@ class Run:
                     "folder, or begin anew with --fresh"
                 )
 
-    def measure(self, arms: Sequence[Arm]) -> dict[str, Rows]:
+    def measure(self, arms: Sequence[Arm], *, timed: bool = False) -> dict[str, Rows]:
         """Measure every arm that is not measured yet; a failed one is named in `missing` and tried again next time.
 
+        Args:
+            arms: of the experiment, in the order of its report.
+            timed: what they measure depends on what runs beside them: one after the other.
         Returns:
             Arm -> rows, of the arms that have any.
+        Raises:
+            ConfigError: `only` names an arm that there is not.
         """
-        found = {}
-        for arm in arms:
-            path = self.out / "arms" / f"{arm.name}.csv"
-            failed = path.with_suffix(".txt")
-            if not path.is_file():
-                began = time.perf_counter()
-                try:
-                    write_rows(path, arm.measure())
-                except Exception as error:  # whatever an arm dies of, the others go on
-                    failed.write_text(traceback.format_exc(), encoding="utf-8")
-                    self.missing[arm.name] = f"{type(error).__name__}: {error}"
-                    self.console.print(f"[red]{arm.name} failed[/]: {self.missing[arm.name]}", highlight=False)
-                    continue
-                failed.unlink(missing_ok=True)
-                self.seconds[arm.name] = round(time.perf_counter() - began, 1)
-                write_json(self.out / "seconds.json", self.seconds)
-                self.console.print(f"{arm.name}  [dim]{self.seconds[arm.name]:,.0f} s[/]", highlight=False)
-            found[arm.name] = read_rows(path)
+        unknown = set(self.only) - {arm.name for arm in arms}
+        if unknown:
+            raise ConfigError(f"no arm {', '.join(unknown)}; there are {', '.join(arm.name for arm in arms)}")
+        waiting = [arm for arm in arms if not self._rows_of(arm.name).is_file()]
+        if self.only:
+            for arm in waiting:
+                if arm.name in self.only:
+                    self._measure(arm)
+            raise SystemExit(1 if self.missing else 0)
+        apart = [arm for arm in waiting if not (timed or arm.quick)] if self.processes is not None else []
+        for arm in waiting:
+            if arm not in apart:
+                self._measure(arm)
+        if self.processes is not None and apart:
+            self._measure_apart(apart, self.processes)
+        self.seconds = self._read_seconds()
+        measured = [arm.name for arm in arms if self._rows_of(arm.name).is_file()]
+        found = {name: read_rows(self._rows_of(name)) for name in measured}
         together = [{"arm": name, **row} for name, rows in found.items() for row in rows]
         if together:
             write_rows(self.out / "results.csv", together)
         return found
+
+    def _rows_of(self, arm: str) -> Path:
+        return self.out / "arms" / f"{arm}.csv"
+
+    def _why(self, arm: str) -> Path:
+        return self.out / "arms" / f"{arm}.txt"
+
+    def _measure(self, arm: Arm) -> None:
+        began = time.perf_counter()
+        self._why(arm.name).unlink(missing_ok=True)
+        try:
+            write_rows(self._rows_of(arm.name), arm.measure())
+        except Exception as error:  # whatever an arm dies of, the others go on
+            said = f"{type(error).__name__}: {error}".replace("\n", " ")
+            self._why(arm.name).write_text(f"{said}\n\n{traceback.format_exc()}", encoding="utf-8")
+        else:
+            with open(self._spent, "a", encoding="utf-8", newline="") as file:  # a short line is appended whole
+                csv.writer(file).writerow([arm.name, round(time.perf_counter() - began, 1)])
+        self._say(arm.name)
+
+    def _measure_apart(self, arms: Sequence[Arm], processes: Processes) -> None:
+        groups: dict[str, list[str]] = {}
+        for arm in arms:
+            groups.setdefault(arm.group or arm.name, []).append(arm.name)
+        jobs = min(processes.jobs, len(groups))
+        self.console.print(
+            f"[dim]{jobs} arms at a time; what they say is in {self.out / 'arms'}/*.log[/]", soft_wrap=True
+        )
+        environment = {"OMP_NUM_THREADS": str(max(1, cores() // jobs)), **os.environ}
+
+        def measure(names: Sequence[str]) -> None:
+            for name in names:
+                self._why(name).unlink(missing_ok=True)
+            command = [*processes.command, *(word for name in names for word in ("--arm", name))]
+            with open(self.out / "arms" / f"{names[0]}.log", "w", encoding="utf-8") as log:
+                code = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
+            for name in names:
+                if not self._rows_of(name).is_file() and not self._why(name).is_file():
+                    self._why(name).write_text(
+                        f"its process ended with {code}: arms/{names[0]}.log\n", encoding="utf-8"
+                    )
+                self._say(name)
+
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            list(pool.map(measure, groups.values()))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _say(self, arm: str) -> None:
+        """Say how an arm ended."""
+        if self._rows_of(arm).is_file():
+            self.console.print(f"{arm}  [dim]{self._read_seconds().get(arm, 0.0):,.0f} s[/]", highlight=False)
+            return
+        self.missing[arm] = self._why(arm).read_text(encoding="utf-8").splitlines()[0]
+        self.console.print(f"[red]{arm} failed[/]: {self.missing[arm]}", highlight=False)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def versions() -> dict[str, str]:
