@@ -16,21 +16,20 @@ from ttengine.config import ModelConfig
 from ttengine.data.trajectories import Trajectories
 from ttengine.discretizer import Discretizer, fit_discretizer
 from ttengine.errors import ConfigError, DataError, RenderError, ShapeError
-from ttengine.experiments import dynamics
-from ttengine.experiments.dynamics import (
-    Config,
+from ttengine.experiments import dynamics, rollouts
+from ttengine.experiments.dynamics import Config, markovian_recipe
+from ttengine.experiments.ensemble import EnsembleConfig, fit_ensemble, gaussian_log_density, saved_ensemble
+from ttengine.experiments.ingredients import Recipe
+from ttengine.experiments.report import write_report
+from ttengine.experiments.rollouts import (
     Forecast,
     Pieces,
     Ruler,
     bin_widths,
     draw_pieces,
     fitted_log_density,
-    markovian_recipe,
     roll_transformer,
 )
-from ttengine.experiments.ensemble import EnsembleConfig, fit_ensemble, gaussian_log_density, saved_ensemble
-from ttengine.experiments.ingredients import Recipe
-from ttengine.experiments.report import write_report
 from ttengine.experiments.run import Run, read_rows
 from ttengine.model import TrajectoryTransformer
 from ttengine.viz import curves
@@ -125,7 +124,7 @@ def test_a_models_density_integrates_to_one_over_an_observation(monkeypatch: pyt
     observations[:, 1] = discretizer.decode(bins)
     pieces = Pieces(observations, torch.ones(len(bins), 1, 1), torch.ones(len(bins), 1), past=0)
     # all starts are alike; that they draw the same reward and value makes them the same history
-    monkeypatch.setattr(dynamics, "_draw", lambda logits, config, generator: logits.new_zeros(len(logits)).long())
+    monkeypatch.setattr(rollouts, "_draw", lambda logits, config, generator: logits.new_zeros(len(logits)).long())
     found = roll_transformer(model, discretizer, pieces, 1, generator())
     density = found.log_density[:, 0, 0].sum(dim=-1).exp()
     assert (density * bin_widths(edges[:2], bins).prod(dim=-1)).sum().item() == pytest.approx(1.0, abs=1e-5)
