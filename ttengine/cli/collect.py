@@ -52,6 +52,8 @@ class CollectCommand:
     """standard deviation of noise added to every action, as a share of half the action range"""
     epsilon: float = 0.0
     """share of actions replaced by uniform ones"""
+    deterministic: bool = False
+    """of a recipe: policies act by their mean actions, to which noise may be added"""
     max_episode_steps: int | None = None
     """end episodes after so many transitions, if the environment does not end them sooner"""
     processes: int = 1
@@ -91,7 +93,7 @@ def collection(command: CollectCommand) -> CollectConfig:
     """Return what the command asks to collect.
 
     Raises:
-        ConfigError: policies are given with a recipe, or none with an environment.
+        ConfigError: policies are given with a recipe, or none with an environment, or it is to be deterministic.
     """
     extra = {
         "action_noise": command.action_noise,
@@ -102,10 +104,14 @@ def collection(command: CollectCommand) -> CollectConfig:
         if command.policies:
             raise ConfigError(f"the recipe {command.what} has its own policies; give an environment to choose others")
         size = RECIPE_TRANSITIONS if command.transitions is None else command.transitions
-        config = recipe_config(command.what, size, command.seed, command.processes, command.name)
+        config = recipe_config(
+            command.what, size, command.seed, command.processes, command.name, deterministic=command.deterministic
+        )  # fmt: skip
         if command.episodes is not None:
             extra |= {"episodes": command.episodes, "transitions": command.transitions}
         return dataclasses.replace(config, **extra)  # type: ignore[arg-type]
+    if command.deterministic:
+        raise ConfigError("--deterministic is for recipes; write hopper/expert,deterministic=true among --policies")
     if not command.policies:
         raise ConfigError(
             f"{command.what} is no recipe, so it needs --policies, such as --policies random; recipes are "

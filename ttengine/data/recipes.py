@@ -31,7 +31,13 @@ RECIPES: tuple[str, ...] = tuple(f"{body}-{tier}" for body in BODIES for tier in
 
 
 def recipe_config(
-    recipe: str, transitions: int = 1_000_000, seed: int = 0, processes: int = 1, name: str | None = None
+    recipe: str,
+    transitions: int = 1_000_000,
+    seed: int = 0,
+    processes: int = 1,
+    name: str | None = None,
+    *,
+    deterministic: bool = False,
 ) -> CollectConfig:
     """Return the collection that makes a recipe's dataset.
 
@@ -40,7 +46,8 @@ def recipe_config(
         transitions: size of the set.
         seed: of the collection.
         processes: that roll out.
-        name: of the dataset; None: the recipe and `-tt`.
+        name: of the dataset; None: the recipe and `-tt`, or `-mean-tt` of mean actions.
+        deterministic: policies act by their means; else they draw their actions, as they did in training.
     Raises:
         DatasetNotFoundError: no such recipe.
     """
@@ -51,15 +58,15 @@ def recipe_config(
     behaviour = load_behaviour(body)
     return CollectConfig(
         behaviour.metadata["env_id"],
-        _policies(body, tier, behaviour),
+        _policies(body, tier, behaviour, deterministic),
         transitions=transitions,
         seed=seed,
         processes=processes,
-        name=name or f"{recipe}-tt",
+        name=name or (f"{recipe}-mean-tt" if deterministic else f"{recipe}-tt"),
     )
 
 
-def _policies(body: str, tier: str, behaviour: Behaviour) -> tuple[str, ...]:
+def _policies(body: str, tier: str, behaviour: Behaviour, deterministic: bool) -> tuple[str, ...]:
     """Return the mixture of a tier as policy texts; where two tiers are one snapshot, it takes both shares."""
     medium, expert = behaviour.tier("medium"), behaviour.tier("expert")
     replay = [steps for steps in behaviour.snapshots if tier == "full-replay" or steps <= medium]
@@ -76,7 +83,8 @@ def _policies(body: str, tier: str, behaviour: Behaviour) -> tuple[str, ...]:
     for policy, share in parts[tier]:
         name = policy if policy == "random" else f"{body}/{policy}"
         mixture[str(name)] = mixture.get(str(name), 0.0) + share
-    return tuple(f"{name},share={share}" for name, share in mixture.items())
+    mean = {name: ",deterministic=true" if deterministic and name != "random" else "" for name in mixture}
+    return tuple(f"{name},share={share}{mean[name]}" for name, share in mixture.items())
 
 
 PAGE = """# Shipped behaviours

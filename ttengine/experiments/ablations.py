@@ -33,8 +33,10 @@ class Config:
     """recipes, D4RL ids, Minari ids or files"""
     environment: str | None = None
     """of datasets that do not say theirs"""
-    transitions: int = 100_000
+    transitions: int = 300_000
     """collected for a recipe; files are taken whole"""
+    action_noise: float | None = 0.1
+    """of recipes' policies, which act by their means, a share of half the action range; None: they draw their actions"""
     seeds: tuple[int, ...] = (0,)
     """of training"""
     episodes: int = 5
@@ -77,7 +79,8 @@ def settings(config: Config) -> dict[str, tuple[dict[str, Any], str]]:
 def run(run: Run, config: Config) -> Report:
     """Run the experiment and say what it found."""
     arms = []
-    for source in sources(run, config.datasets, config.transitions, config.environment):
+    given = sources(run, config.datasets, config.transitions, config.environment, action_noise=config.action_noise)
+    for source in given:
         arms.append(Arm(f"{source.name} logged data", partial(logged_episodes, source.trajectories), quick=True))
         for name, (changes, binning) in settings(config).items():
             for seed in config.seeds:

@@ -105,7 +105,7 @@ def _demonstrations(run: Run, config: Config, body: str) -> Source:
         BODIES[body], (f"{body}/{config.demonstrator}",), config.transitions, action_noise=config.action_noise,
         name=f"{body}-demonstrator-tt",
     )  # fmt: skip
-    return Source(body, collected(run, f"{body}-demonstrator", config.transitions, made), BODIES[body])
+    return Source(body, collected(run, f"{body}-demonstrator", made), BODIES[body])
 
 
 def _imitate(run: Run, config: Config, source: Source, seed: int) -> Rows:

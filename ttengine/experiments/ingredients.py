@@ -14,12 +14,11 @@ from ttengine.config import DataConfig, ModelConfig, PlanConfig, TrainConfig
 from ttengine.data.collect import CollectConfig, collect_to
 from ttengine.data.load import load_dataset
 from ttengine.data.preprocessing import crop_observation
-from ttengine.data.recipes import recipe_config
 from ttengine.data.trajectories import Trajectories
 from ttengine.environments import make_environment
 from ttengine.evaluation import Environment, EvaluateConfig, evaluate
 from ttengine.experiments.baselines import Policy
-from ttengine.experiments.run import Rows, Run
+from ttengine.experiments.run import Rows, Run, cores
 from ttengine.objectives import Objective
 from ttengine.training import train
 
@@ -63,21 +62,23 @@ SMALL = Recipe(layers=2, width=64, window=6, context=3, batch_size=32, steps=400
 PAPER = Recipe()
 """The paper's sizes; half an hour on a core."""
 
+WORTH_PROCESSES = 20_000
+"""Transitions from which on it pays to start processes that collect them."""
 
-def collected(run: Run, recipe: str, transitions: int, config: CollectConfig | None = None) -> Trajectories:
-    """Return a recipe's data, collected once for a run.
+
+def collected(run: Run, name: str, config: CollectConfig) -> Trajectories:
+    """Return data, collected once for a run.
 
     Args:
         run: whose folder keeps them.
-        recipe: such as `hopper-expert`, or any name where a configuration is given.
-        transitions: how many, of a recipe.
-        config: of a collection that is no recipe.
+        name: of their file.
+        config: of the collection; how many processes it takes is decided here, the data do not depend on it.
     """
-    config = config or recipe_config(recipe, transitions=transitions)
-    path = run.out / "data" / f"{recipe}.hdf5"
+    path = run.out / "data" / f"{name}.hdf5"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        collect_to(config, path)
+        processes = cores() if (config.transitions or 0) >= WORTH_PROCESSES else 1
+        collect_to(dataclasses.replace(config, processes=processes), path)
     return load_dataset(path)
 
 

@@ -7,6 +7,7 @@ Source: Janner et al. 2021, section 4.2, "Offline reinforcement learning", and t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,7 @@ from ttengine.experiments.sources import (
 )
 from ttengine.viz.bars import Bars, plot_bars
 
+RECIPE = dataclasses.replace(SMALL, steps=8_000)
 PLAN = PlanConfig(horizon=5, beam_width=32)
 EXPERT_SHARE = 0.95
 TIERS = ("medium-replay", "medium-expert")
@@ -55,8 +57,11 @@ class Config:
     """recipes of `ttengine collect`, D4RL ids, Minari ids or files"""
     environment: str | None = None
     """of datasets that do not say theirs"""
-    transitions: int = 100_000
+    transitions: int = 300_000
     """collected for a recipe; files are taken whole"""
+    action_noise: float | None = 0.1
+    """of recipes' policies, which act by their means, a share of half the action range. None: they draw their actions,
+    whose deviation is near 1 in early snapshots, so that many lie on a bound: the likeliest bins, and bad actions"""
     binnings: tuple[str, ...] = ("quantile",)
     """quantile, uniform: a model each; claims are about the first"""
     baselines: tuple[str, ...] = ("BC", "IQL")
@@ -67,7 +72,7 @@ class Config:
     """evaluated, a model"""
     workers: int = 1
     """processes that evaluate a planner"""
-    recipe: Recipe = SMALL
+    recipe: Recipe = RECIPE
     plan: PlanConfig = PLAN
     baseline_steps: int = 5_000
 
@@ -98,7 +103,8 @@ def run(run: Run, config: Config) -> Report:
     """Run the experiment and say what it found."""
     if config.baselines:
         require_d3rlpy()
-    arms, given = [], sources(run, config.datasets, config.transitions, config.environment)
+    given = sources(run, config.datasets, config.transitions, config.environment, action_noise=config.action_noise)
+    arms = []
     for source in given:
         name = source.name
         arms.append(Arm(f"{name} data", partial(logged_episodes, source.trajectories), quick=True))
@@ -198,7 +204,11 @@ def _said(config: Config) -> str:
     """Where the data come from."""
     if not any(is_recipe(each) for each in config.datasets):
         return ""
+    noise = config.action_noise
+    acting = (
+        "which draw their actions" if noise is None else f"by their means with noise of {noise:g} of half the range"
+    )
     return (
-        f"Recipes have {config.transitions:,} transitions each, mixed from this package's shipped policies: shaped "
-        "like D4RL's tiers, not D4RL's. "
+        f"Recipes have {config.transitions:,} transitions each, mixed from this package's shipped policies, {acting}: "
+        "shaped like D4RL's tiers, not D4RL's. "
     )

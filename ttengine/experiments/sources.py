@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def sources(
     transitions: int,
     environment: str | None = None,
     *,
+    action_noise: float | None = None,
     needs_environment: bool = True,
 ) -> list[Source]:
     """Resolve datasets by name; what is wrong with any of them is said before the first is collected.
@@ -66,6 +68,8 @@ def sources(
         datasets: recipes (`hopper-medium-expert`), D4RL ids, Minari ids, files or Minari folders.
         transitions: to collect for each recipe; files are taken whole.
         environment: Gymnasium id for datasets that do not say theirs.
+        action_noise: of recipes' policies, which act by their means then, a share of half the action range; None: they
+            draw their actions.
         needs_environment: whether a dataset without an environment is an error.
     Raises:
         ConfigError: two datasets of one name; no environment is known, or the given one is not needed; the data are
@@ -88,8 +92,9 @@ def sources(
                 check_environment(found[each])
     for name, each in zip(names, datasets, strict=True):
         if each not in found:  # only now, that nothing is wrong with the others
-            data = collected(run, each.removesuffix("-tt"), transitions)
-            found[each] = Source(name, data, recipe_config(each).env_id)
+            config = recipe_config(each, transitions, deterministic=action_noise is not None)
+            config = dataclasses.replace(config, action_noise=action_noise or 0.0)
+            found[each] = Source(name, collected(run, name, config), config.env_id)
     return [found[each] for each in datasets]
 
 
