@@ -171,6 +171,7 @@ def test_collect_takes_recipes_and_lets_flags_override_them() -> None:
     [
         (["hopper-random", "--policies", "random"], ["has its own policies"]),
         (["Pendulum-v1", "--transitions", "9"], ["needs --policies"]),
+        (["Pendulum-v1", "--policies", "random", "--transitions", "9", "--deterministic"], ["is for recipes"]),
         (["Pendulumm-v1", "--policies", "random", "--transitions", "9", "--out", "x.npz"], ["Pendulum-v1"]),
         (["Pendulum-v1", "--policies", "random", "--out", "x.npz"], ["exactly one"]),
         (["Pendulum-v1", "--policies", "random", "--transitions", "9"], ["nowhere to write"]),

@@ -48,6 +48,15 @@ def test_the_tiers_are_made_of_what_they_say(body: str) -> None:
     assert mixed["random"] == 0.15 and expert not in mixed
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_can_act_by_means(recipe: str) -> None:
+    drawn, mean = recipe_config(recipe), recipe_config(recipe, deterministic=True)
+    assert mean.name == f"{recipe}-mean-tt"
+    for before, after in zip(drawn.mixture(), mean.mixture(), strict=True):
+        assert (after.policy, after.share) == (before.policy, before.share)
+        assert after.deterministic == (after.policy != "random") and not before.deterministic
+
+
 def test_a_recipe_collects(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco", reason="needs the mujoco extra")
     data = collect(recipe_config("hopper-mixed-tt", transitions=400, seed=1), progress=False)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ttengine.data.collect import CollectConfig
 from ttengine.data.files import save_dataset
 from ttengine.data.trajectories import Trajectories
 from ttengine.errors import ConfigError, DatasetNotFoundError
@@ -42,8 +43,8 @@ def made_up(dims: int = 3, actions: int = 1, **metadata: Any) -> Trajectories:
 def nothing_collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
-    def collected(run: Run, recipe: str, transitions: int) -> Trajectories:
-        asked.append(f"{recipe} {transitions}")
+    def collected(run: Run, name: str, config: CollectConfig) -> Trajectories:
+        asked.append(f"{name} {config.transitions} {config.action_noise:g} {config.policies[0]}")
         return made_up()
 
     monkeypatch.setattr(module, "collected", collected)
@@ -59,7 +60,10 @@ def test_recipes_and_files_come_in_the_same_way(tmp_path: Path, nothing_collecte
     assert [(s.name, s.env_id) for s in found] == [
         ("known", "Pendulum-v1"), ("hopper-medium", "Hopper-v4"), ("unknown", "Pendulum-v1"),
     ]  # fmt: skip
-    assert nothing_collected == ["hopper-medium 70"]
+    sources(Run(tmp_path / "r", "made-up", Settings()), names[1:2], 70, action_noise=0.2)
+    policy = nothing_collected[0].removeprefix("hopper-medium 70 0 ")
+    assert policy.startswith("hopper/")
+    assert nothing_collected[1] == f"hopper-medium 70 0.2 {policy},deterministic=true"
 
 
 def test_what_is_wrong_is_said_before_anything_is_collected(tmp_path: Path, nothing_collected: list[str]) -> None:

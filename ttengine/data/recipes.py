@@ -111,7 +111,8 @@ and this page by `python -m ttengine.data.train_behaviours --page`.
 
 ## Recipes
 
-A recipe's name is a body and a tier, such as `{example}`; shares count transitions.
+A recipe's name is a body and a tier, such as `{example}`; shares count transitions. Policies draw their actions as they
+did in training. With `--deterministic` they act by their means, to which `--action-noise` may be added.
 
 {recipes}
 """

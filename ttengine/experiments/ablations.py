@@ -36,7 +36,7 @@ class Config:
     transitions: int = 300_000
     """collected for a recipe; files are taken whole"""
     action_noise: float | None = 0.1
-    """of recipes' policies, which act by their means, a share of half the action range; None: they draw their actions"""
+    """of recipes' policies, which act by their means, a share of half the action range; None: they draw actions"""
     seeds: tuple[int, ...] = (0,)
     """of training"""
     episodes: int = 5
