@@ -69,7 +69,7 @@ class Run:
         out: the folder; a run that was stopped there goes on.
         experiment: its name.
         config: its settings, a dataclass.
-        fresh: begin anew: what another run left there is deleted.
+        fresh: begin anew: what another run left there is deleted; not with `only`.
         console: where to say what happens.
         processes: None: arms are measured in this process, one after the other.
         only: names of arms; `measure` measures no others, and then exits.
@@ -98,17 +98,15 @@ class Run:
         about = {"experiment": experiment, "config": to_dict(config), "versions": versions()}
         self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back
         path = out / "run.json"
-        if only:
-            if not path.is_file():
-                raise ConfigError(f"{out} holds no run whose arms could be measured; begin it without --arm")
+        if only and not path.is_file():
+            raise ConfigError(f"{out} holds no run whose arms could be measured; begin it without --arm")
+        if only or (path.is_file() and not fresh and self._begun()):
             self._check_same(read_json(path))
         else:
-            if path.is_file() and not fresh and self._begun():
-                self._check_same(read_json(path))
-            else:
-                for name in ("arms", "data", "models", "paths"):
-                    shutil.rmtree(out / name, ignore_errors=True)
-                self._spent.unlink(missing_ok=True)
+            for name in ("arms", "data", "models", "paths"):
+                shutil.rmtree(out / name, ignore_errors=True)
+            self._spent.unlink(missing_ok=True)
+        if not only:
             write_json(path, self.about)
         (out / "arms").mkdir(exist_ok=True)
         self.seconds = self._read_seconds()
