@@ -240,16 +240,7 @@ def limits(report: dict[str, Any]) -> dict[str, Any]:
 
     The bound of a token step is the time in which one multiprocessor reads the weights that the step uses.
     """
-    count, repeats, block = 1 << 19, 40, 16384  # 2 MB, as large as the packed weights; 64 KB on their way at a time
-    source = torch.zeros(count, device="cuda")
-    bandwidth = {}
-    for programs in (1, torch.cuda.get_device_properties(0).multi_processor_count):
-        out = torch.zeros(programs * block, device="cuda")
-        ms = triton.testing.do_bench(
-            lambda n=programs, o=out: _read[(n,)](source, o, count, repeats, block, num_warps=16), return_mode="median"
-        )
-        bandwidth[programs] = programs * repeats * count * 4 / (1e-3 * ms)
-    one, all_of_them = bandwidth.values()
+    one, all_of_them = map(l2_bytes_per_s, (1, torch.cuda.get_device_properties(0).multi_processor_count))
     result: dict[str, Any] = {"l2_gb_per_s_one": round(one / 1e9, 1), "l2_gb_per_s_all": round(all_of_them / 1e9, 1)}
     for preset in PRESETS:
         row = report.get(f"latency {preset}", {}).get("rows", {}).get("triton bf16 rolling, no drafts", {})
@@ -264,6 +255,16 @@ def limits(report: dict[str, Any]) -> dict[str, Any]:
             "share": round(bound_us / step_us, 3),
         }
     return result
+
+
+def l2_bytes_per_s(programs: int) -> float:
+    """What so many programs, on a multiprocessor each, read from the L2 cache."""
+    count, repeats, block = 1 << 19, 40, 16384  # 2 MB, as large as the packed weights; 64 KB on their way at a time
+    source, out = torch.zeros(count, device="cuda"), torch.zeros(programs * block, device="cuda")
+    ms = triton.testing.do_bench(
+        lambda: _read[(programs,)](source, out, count, repeats, block, num_warps=16), return_mode="median"
+    )
+    return float(programs * repeats * count * 4 / (1e-3 * ms))
 
 
 def weights_of_a_step(model: ModelConfig) -> int:
