@@ -28,7 +28,18 @@ from typing import Any
 import find_ttengine  # noqa: F401 - finds it
 import torch
 from gpu_checks import Case, check_kernels, check_paths, check_plans, correct, memcheck, random_case, tiny_plans
-from gpu_times import PRESETS, VARIANTS, attempt, batches, compiled_planner, first_actions, latency, launches, limits
+from gpu_times import (
+    CONTEXTS,
+    PRESETS,
+    VARIANTS,
+    attempt,
+    batches,
+    first_actions,
+    latency,
+    launches,
+    limits,
+    pytorch,
+)
 from harness import gpu_machine, write_json
 from plan_inputs import moments_of
 
@@ -84,7 +95,7 @@ def compile_ahead(presets: Sequence[str]) -> dict[str, Any]:
     One after the other it would take half of the time limit. What fails here is compiled where it is needed.
     """
     jobs = [(preset, json.dumps(variant)) for preset in presets for variant in VARIANTS]
-    jobs += [(preset, "PyTorch") for preset in presets] + [(presets[0], "tiny plans")]
+    jobs += [(preset, context) for preset in presets for context in CONTEXTS] + [(presets[0], "tiny plans")]
     jobs += [(presets[0], json.dumps({"precision": "fp32", "draft": False}))]
     workers = min(len(jobs), os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -94,14 +105,17 @@ def compile_ahead(presets: Sequence[str]) -> dict[str, Any]:
 
 
 def compile_one(preset: str, what: str) -> dict[str, Any]:
-    """Plan once with a variant of the triton engine (as JSON), with compiled PyTorch, or what memcheck looks at."""
+    """Plan once with a variant of the triton engine (as JSON), with PyTorch compiled for a context, or tiny ones."""
 
     def plan() -> dict[str, Any]:
         if what == "tiny plans":
             tiny_plans()
             return {}
         case = random_case(preset)
-        planner = compiled_planner(case) if what == "PyTorch" else case.planner(**json.loads(what), graph=False)
+        if what in CONTEXTS:
+            planner = pytorch(case, what, compiled=True)
+        else:
+            planner = case.planner(**json.loads(what), graph=False)
         planner.plan(*moments_of(case.checkpoint, 1)[0])
         return {}
 
@@ -148,7 +162,7 @@ def run(suite: Suite, presets: Sequence[str], plans: int, checks: int, quick: bo
     """All stages, in order; after a failed check nothing is timed."""
     suite.stage("kernels", 0, check_kernels)
     suite.stage("compile", 90, lambda: compile_ahead(presets))
-    for preset, context in itertools.product(presets, ("rolling", "window")):
+    for preset, context in itertools.product(presets, CONTEXTS):
         suite.stage(
             f"plans {preset} {context}",
             min(check_s, checks) + 5,
@@ -160,7 +174,7 @@ def run(suite: Suite, presets: Sequence[str], plans: int, checks: int, quick: bo
         return
     suite.stage("launches", 10, lambda: launches(suite.case(presets[0])))
     for preset in presets:
-        suite.stage(f"latency {preset}", 80, lambda p=preset: latency(suite.case(p), p, plans, 5))
+        suite.stage(f"latency {preset}", 95, lambda p=preset: latency(suite.case(p), p, plans, 5))
     if not quick:
         suite.stage("batches hopper", 60, lambda: batches(suite.case("hopper"), 8))
     for preset in presets:

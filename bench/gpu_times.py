@@ -32,9 +32,10 @@ TARGETS_MS = {
     "ant-medium": (6.0, 10.0),
 }
 """p50 and p99 on an H200."""
+CONTEXTS = ("rolling", "window")
 VARIANTS = tuple(
     {"context_kind": context, "precision": precision, "draft": draft}
-    for context in ("rolling", "window")
+    for context in CONTEXTS
     for precision, draft in (("bf16", True), ("bf16", False), ("fp32", True))
 )
 """What is timed of the triton engine on each preset."""
@@ -103,23 +104,29 @@ def warm_up(once: Callable[[], object]) -> None:
 
 
 def latency(case: Case, preset: str, plans: int, slow_plans: int) -> dict[str, Any]:
-    """Each engine and context kind on one preset, with speed-ups over the naive planner and over eager PyTorch."""
+    """Each engine and context kind on one preset, with speed-ups over the naive planner and over eager PyTorch.
+
+    Eager PyTorch is that of the same context kind; the naive planner knows only windows.
+    """
     moments = moments_of(case.checkpoint, plans + 500)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: dict[str, Any] = {}
     for variant in VARIANTS:
         words = f"triton {variant['precision']} {variant['context_kind']}{'' if variant['draft'] else ', no drafts'}"
         rows[words] = attempt(lambda v=variant: timed(case.planner(**v), moments, plans, ROW_S))
-    rolling = dataclasses.replace(case.config, engine="reference", context_kind="rolling")
-    rows["PyTorch eager rolling"] = attempt(
-        lambda: timed(torch_planner(case.checkpoint, rolling, device=device), moments, slow_plans, ROW_S)
-    )
-    if device == "cuda":
-        rows["PyTorch compiled rolling"] = attempt(lambda: timed_compiled(case, moments, slow_plans))
+    for context in CONTEXTS:
+        rows[f"PyTorch eager {context}"] = attempt(
+            lambda c=context: timed(pytorch(case, c, device=device), moments, slow_plans, ROW_S)
+        )
+        if device == "cuda":
+            rows[f"PyTorch compiled {context}"] = attempt(
+                lambda c=context: timed_compiled(case, c, moments, slow_plans)
+            )
     rows["naive"] = attempt(lambda: naive(case, moments[0], device))
     p50, p99 = TARGETS_MS[preset]
     for name, row in rows.items():
-        for key, other in (("x_naive", "naive"), ("x_eager", "PyTorch eager rolling")):
+        eager = next((f"PyTorch eager {context}" for context in CONTEXTS if context in name), "PyTorch eager window")
+        for key, other in (("x_naive", "naive"), ("x_eager", eager)):
             if "p50_ms" in row and "p50_ms" in rows[other]:
                 row[key] = round(rows[other]["p50_ms"] / row["p50_ms"], 1)
         if name.startswith("triton bf16") and "p50_ms" in row:
@@ -128,17 +135,17 @@ def latency(case: Case, preset: str, plans: int, slow_plans: int) -> dict[str, A
     return {"weights": case.weights, "target_p50_p99_ms": [p50, p99], "control_period_ms": period_ms, "rows": rows}
 
 
-def compiled_planner(case: Case) -> Planner:
-    """PyTorch's static cache, compiled, on the GPU."""
-    rolling = dataclasses.replace(case.config, engine="reference", context_kind="rolling")
-    return torch_planner(case.checkpoint, rolling, device="cuda", compiled=True)
+def pytorch(case: Case, context: str, *, device: str = "cuda", compiled: bool = False) -> Planner:
+    """PyTorch's static cache."""
+    config = dataclasses.replace(case.config, engine="reference", context_kind=context)  # type: ignore[arg-type]
+    return torch_planner(case.checkpoint, config, device=device, compiled=compiled)
 
 
-def timed_compiled(case: Case, moments: Sequence[Moment], plans: int) -> dict[str, Any]:
+def timed_compiled(case: Case, context: str, moments: Sequence[Moment], plans: int) -> dict[str, Any]:
     """Latency of compiled PyTorch, and how many of its functions PyTorch would not capture as CUDA graphs."""
     from torch._dynamo.utils import counters
 
-    planner = compiled_planner(case)
+    planner = pytorch(case, context, compiled=True)
     before = counters["inductor"]["cudagraph_skips"]
     row = timed(planner, moments, plans, ROW_S)
     return {**row, "not_captured": counters["inductor"]["cudagraph_skips"] - before}
@@ -171,7 +178,7 @@ def one_batch(case: Case, moments: Sequence[Moment], size: int, repeats: int) ->
 def first_actions(case: Case, plans: int, limit_s: float) -> dict[str, Any]:
     """The share of plans whose first action is the same, to the bit, in bfloat16 and in float32."""
     result: dict[str, Any] = {"weights": case.weights}
-    for context in ("rolling", "window"):
+    for context in CONTEXTS:
         pair = [case.planner(precision=precision, context_kind=context) for precision in ("bf16", "fp32")]
         equal, until = [], time.perf_counter() + limit_s / 2
         for step, moment in enumerate(moments_of(case.checkpoint, plans)):
@@ -240,16 +247,7 @@ def limits(report: dict[str, Any]) -> dict[str, Any]:
 
     The bound of a token step is the time in which one multiprocessor reads the weights that the step uses.
     """
-    count, repeats, block = 1 << 19, 40, 16384  # 2 MB, as large as the packed weights; 64 KB on their way at a time
-    source = torch.zeros(count, device="cuda")
-    bandwidth = {}
-    for programs in (1, torch.cuda.get_device_properties(0).multi_processor_count):
-        out = torch.zeros(programs * block, device="cuda")
-        ms = triton.testing.do_bench(
-            lambda n=programs, o=out: _read[(n,)](source, o, count, repeats, block, num_warps=16), return_mode="median"
-        )
-        bandwidth[programs] = programs * repeats * count * 4 / (1e-3 * ms)
-    one, all_of_them = bandwidth.values()
+    one, all_of_them = map(l2_bytes_per_s, (1, torch.cuda.get_device_properties(0).multi_processor_count))
     result: dict[str, Any] = {"l2_gb_per_s_one": round(one / 1e9, 1), "l2_gb_per_s_all": round(all_of_them / 1e9, 1)}
     for preset in PRESETS:
         row = report.get(f"latency {preset}", {}).get("rows", {}).get("triton bf16 rolling, no drafts", {})
@@ -264,6 +262,16 @@ def limits(report: dict[str, Any]) -> dict[str, Any]:
             "share": round(bound_us / step_us, 3),
         }
     return result
+
+
+def l2_bytes_per_s(programs: int) -> float:
+    """What so many programs, on a multiprocessor each, read from the L2 cache."""
+    count, repeats, block = 1 << 19, 40, 16384  # 2 MB, as large as the packed weights; 64 KB on their way at a time
+    source, out = torch.zeros(count, device="cuda"), torch.zeros(programs * block, device="cuda")
+    ms = triton.testing.do_bench(
+        lambda: _read[(programs,)](source, out, count, repeats, block, num_warps=16), return_mode="median"
+    )
+    return float(programs * repeats * count * 4 / (1e-3 * ms))
 
 
 def weights_of_a_step(model: ModelConfig) -> int:

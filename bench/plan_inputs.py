@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ttengine.checkpoint import Checkpoint
-from ttengine.config import WINDOW_CONTEXT, DataConfig, ModelConfig
+from ttengine.config import WINDOW_CONTEXT, DataConfig, ModelConfig, Positions
 from ttengine.context import Context
 from ttengine.data import load_dataset
 from ttengine.discretizer import Discretizer, fit_discretizer
@@ -66,20 +66,23 @@ def random_checkpoint(
     width: int = 128,
     bins: int = 100,
     seed: int = 0,
+    positions: Positions = "rotary",
 ) -> Checkpoint:
-    """Return an untrained rotary model whose sampling is not degenerate; the same seed gives the same weights.
+    """Return an untrained model whose sampling is not degenerate; the same seed gives the same weights.
 
     Every weight has the scale that keeps activations of order one, so that all layers take part, and the head is
     sharpened to `HEAD_SHARPNESS`. The discretizer is fitted on standard normal numbers.
     """
-    config = ModelConfig(observation_dim, action_dim, n_bins=bins, layers=layers, heads=heads, width=width, dropout=0.0)
+    sizes: dict[str, Any] = {"n_bins": bins, "layers": layers, "heads": heads, "width": width}
+    config = ModelConfig(observation_dim, action_dim, positions=positions, dropout=0.0, **sizes)
     model = TrajectoryTransformer(config).eval()
+    place = model.column_embedding if positions == "rotary" else model.position_embedding
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(std=1 / math.sqrt(module.in_features), generator=generator)
-        for weight in (model.token_embedding.weight, model.column_embedding):
+        for weight in (model.token_embedding.weight, place):
             weight.normal_(generator=generator)
         model.head.weight.normal_(std=HEAD_SHARPNESS / math.sqrt(width), generator=generator)
     columns = np.random.default_rng(seed).standard_normal((20_000, config.transition_dim)).astype(np.float32)

@@ -230,7 +230,9 @@ def test_the_exit_code_is_that_of_the_report(correct_at_the_end: bool, monkeypat
 
 def test_latency_and_batches_time_every_engine(case: Case) -> None:
     rows = gpu_suite.latency(case, "hopper", 1, 1)["rows"]
-    assert {"triton bf16 rolling", "triton fp32 window", "PyTorch eager rolling", "naive"} <= set(rows)
+    eager = {"PyTorch eager rolling", "PyTorch eager window"}
+    assert {"triton bf16 rolling", "triton fp32 window", "naive", *eager} <= set(rows)
+    assert rows["PyTorch eager rolling"]["x_eager"] == rows["PyTorch eager window"]["x_eager"] == 1
     assert all(row["p50_ms"] > 0 for row in rows.values())
     assert not any("launches" in row for row in rows.values())  # they are counted, not reckoned
     assert rows["naive"]["x_naive"] == 1
@@ -391,12 +393,11 @@ TINY = {"layers": 2, "heads": 2, "width": 32, "context": 1}
 SEARCH = PlanConfig(horizon=4, beam_width=5, context_kind="rolling", engine="reference")
 
 
-def assert_torch_plans_as_reference(compiled: bool, config: PlanConfig = SEARCH) -> None:
+def assert_torch_plans_as_reference(compiled: bool, config: PlanConfig = SEARCH, **sizes: Any) -> None:
     """Contexts of every length that fits and longer, from every tenth moment of an episode."""
-    checkpoint = make_checkpoint(**TINY)
+    checkpoint = make_checkpoint(**{**TINY, **sizes})
     theirs, ours = Planner(checkpoint, config), torch_engine.torch_planner(checkpoint, config, compiled=compiled)
     assert isinstance(ours.engine, torch_engine.TorchEngine)
-    assert theirs.context_capacity == 2
     for step, moment in enumerate(moments_of(checkpoint, 31)[::10]):
         for length in (0, 1, 2, 4):
             context = cropped(moment.context, length)
@@ -411,6 +412,22 @@ def test_pytorchs_static_cache_plans_the_reference_engines_tokens() -> None:
     assert_torch_plans_as_reference(compiled=False)
     everything = Sampling(k=4, temperature=1.5)
     assert_torch_plans_as_reference(False, dataclasses.replace(SEARCH, observation=everything, value=everything))
+
+
+@pytest.mark.parametrize("sizes", [{"positions": "absolute"}, {"context": 2}], ids=["absolute", "rotary"])
+def test_pytorchs_window_is_cropped_and_computed_anew_in_every_round_that_needs_it(sizes: dict[str, Any]) -> None:
+    """Three transitions: with a context of two, the window is too long from the first value on."""
+    config = dataclasses.replace(SEARCH, context_kind="window", context=3)
+    assert_torch_plans_as_reference(False, config, **sizes)
+    checkpoint = make_checkpoint(**{**TINY, **sizes})
+    planner = torch_engine.torch_planner(checkpoint, config)
+    (moment,) = moments_of(checkpoint, 1)
+    contexts = [cropped(moment.context, length) for length in (0, 2)]
+    counted = [planner.plan(moment.observation, context).counters for context in contexts]
+    assert [counters.prefills for counters in counted] == [1 + 1, 1 + 3]
+    K = planner.model.config.transition_dim
+    more = 2 * config.beam_width * (2 * K - 1)  # two windows of two transitions in the place of a value's one token
+    assert counted[1].physical_rows - counted[0].physical_rows == more
 
 
 def test_pytorchs_token_steps_compile_as_a_whole_and_write_to_static_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +447,7 @@ def test_pytorchs_token_steps_compile_as_a_whole_and_write_to_static_memory(monk
 
 
 def test_pytorchs_planner_refuses_what_it_does_not_search_for() -> None:
-    for change in ({"context_kind": "window"}, {"percentile": 0.5}, {"objective": "likelihood"}):
+    for change in ({"percentile": 0.5}, {"objective": "likelihood"}):
         with pytest.raises(ConfigError, match="PyTorch planner"):
             torch_engine.torch_planner(make_checkpoint(**TINY), dataclasses.replace(SEARCH, **change))
 
