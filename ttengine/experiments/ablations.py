@@ -35,8 +35,8 @@ class Config:
     """of datasets that do not say theirs"""
     transitions: int = 300_000
     """collected for a recipe; files are taken whole"""
-    action_noise: float | None = 0.05
-    """of recipes' policies, which act by their means, a share of half the action range; None: they draw actions"""
+    action_noise: float | None = None
+    """of recipes' policies, which act by their means then, a share of half the action range; None: they draw actions"""
     seeds: tuple[int, ...] = (0,)
     """of training"""
     episodes: int = 5

@@ -59,9 +59,9 @@ class Config:
     """of datasets that do not say theirs"""
     transitions: int = 300_000
     """collected for a recipe; files are taken whole"""
-    action_noise: float | None = 0.05
-    """of recipes' policies, which act by their means, a share of half the action range. None: they draw their actions,
-    whose deviation is near 1 in early snapshots, so that many lie on a bound: the likeliest bins, and bad actions"""
+    action_noise: float | None = None
+    """of recipes' policies, which act by their means then, a share of half the action range; None: they draw actions, as
+    they did in training"""
     binnings: tuple[str, ...] = ("quantile",)
     """quantile, uniform: a model each; claims are about the first"""
     baselines: tuple[str, ...] = ("BC", "IQL")
