@@ -60,8 +60,8 @@ class Config:
     transitions: int = 300_000
     """collected for a recipe; files are taken whole"""
     action_noise: float | None = None
-    """of recipes' policies, which act by their means then, a share of half the action range; None: they draw actions, as
-    they did in training"""
+    """of recipes' policies, which act by their means then, a share of half the action range; None: they draw actions,
+    as they did in training"""
     binnings: tuple[str, ...] = ("quantile",)
     """quantile, uniform: a model each; claims are about the first"""
     baselines: tuple[str, ...] = ("BC", "IQL")
