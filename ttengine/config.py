@@ -304,6 +304,8 @@ PLAN_PRESETS: dict[str, PlanConfig] = {
     "ant-medium": PlanConfig(horizon=5, beam_width=128),
     "ant-medium-replay": PlanConfig(horizon=5, beam_width=128),
     "ant-random": PlanConfig(horizon=5, beam_width=128),
+    "hopper-demonstrator": PlanConfig(horizon=2, beam_width=8),
+    "walker2d-demonstrator": PlanConfig(horizon=2, beam_width=8),
     "likelihood": PlanConfig(
         objective="likelihood", action=EVERY_TOKEN, reward=EVERY_TOKEN, value=EVERY_TOKEN, observation=EVERY_TOKEN
     ),
@@ -311,6 +313,7 @@ PLAN_PRESETS: dict[str, PlanConfig] = {
 """Released planner settings; the longest name that a dataset's begins with counts; one that is not listed takes
 `default` (hopper, walker2d-medium, ant-medium-expert).
 
+`hopper-demonstrator` and `walker2d-demonstrator` are this package's, for its shipped models `hopper` and `walker2d`.
 `likelihood` is the plain beam search for imitation and goals, over all tokens."""
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
