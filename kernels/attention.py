@@ -108,7 +108,8 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
         count = LISTS
         if SHARED:
             count = tl.load(distinct + 2 * LISTS)
-        for group in tl.range(0, count, GROUP, num_stages=1, disable_licm=True):
+        group = 0
+        while group < count:
             own = row
             if SHARED:
                 own = tl.load(distinct + row, mask=row < LISTS, other=-1)
@@ -145,6 +146,7 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
             mixed += tl.dot(weight.to(kind), value, input_precision="ieee", out_dtype=tl.float32)
             total = total * fade + tl.sum(weight, 1)
             peak = higher
+            group += GROUP
         if SHARED:
             distinct += 2 * LISTS + 1
         start -= KEYS
