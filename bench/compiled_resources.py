@@ -55,10 +55,12 @@ def shape_of(dtype: str, window: bool = False) -> Shape:
 
 def search_of(window: bool = False) -> Search:
     """The paper's search for hopper."""
-    return Search(15, 128, 2, window, 6 if window else 7, ACTION, TOP, TOP, TOP, share=window)
+    entries = 6 if window else 7
+    blocks = shape_of("bf16", window).blocks(entries)
+    return Search(15, 128, 2, window, entries, ACTION, TOP, TOP, TOP, share=window, blocks=blocks)
 
 
-ROWS = Rows("*i64", "*fp32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32")
+ROWS = Rows("*i64", "*fp32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32", "*i32")
 PROBLEMS = Problems(*["*i64"] * 5, *["*fp32"] * 3, *["*i64"] * 4)
 
 

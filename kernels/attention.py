@@ -31,20 +31,55 @@ def turn(x, swapped, turns, distance, HEAD: tl.constexpr):
 
 
 @triton.jit
-def attend(query, keys, values, stride, lists, step, begin, end, live, anchor, entry, tail, turns,
+def share_lists(distinct, lists, step, begin, live, anchor, tail, SLOTS: tl.constexpr, LISTS: tl.constexpr,
+                KEYS: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """Find which of a tile's lists are the same from some block on: `attend` reads such a block once for all rows.
+
+    Two lists that have a page in common at one entry have to have all earlier ones in common, as those of relatives do.
+    So a block is the same for two rows if its newest page is. The arguments are those of `attend`, which says what is
+    written to `distinct`.
+    """
+    ROWS: tl.constexpr = begin.shape[0]
+    row = tl.arange(0, ROWS)
+    start = anchor - KEYS
+    if TAIL > 0:
+        start += (TAIL + KEYS - 1) // KEYS * KEYS
+    lowest = tl.min(tl.where(live, begin, anchor), 0)
+    while start + KEYS > lowest:
+        newest = (start + KEYS - 1) // SLOTS
+        if TAIL > 0:
+            newest = tl.where(start >= anchor, tail, newest)
+        sees = live & (start + KEYS > begin)
+        page = tl.load(lists + row * step + newest, mask=sees, other=-1)
+        alike = (page[:, None] == page[None, :]) & sees[None, :]
+        leader = tl.min(tl.where(alike, row[None, :], ROWS), 1)
+        leads = sees & (leader == row)
+        number = tl.sum((leads[None, :] & (row[None, :] < leader[:, None])).to(tl.int32), 1)
+        tl.store(distinct + row, number, mask=row < LISTS)
+        tl.store(distinct + LISTS + number, row, mask=leads)
+        tl.store(distinct + 2 * LISTS, tl.sum(leads.to(tl.int32), 0))
+        distinct += 2 * LISTS + 1
+        start -= KEYS
+    tl.debug_barrier()
+
+
+@triton.jit
+def attend(query, keys, values, stride, lists, step, distinct, begin, end, live, anchor, entry, tail, turns,
            SLOTS: tl.constexpr, HEAD: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr,
-           TURN: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+           TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
     """Attend for a tile of rows to what is on their lists of pages, one head.
 
-    Slots are counted along a list: slot s of its page j is number j * SLOTS + s. GROUP lists are read at a time, KEYS
-    slots of each, backwards from the anchor; every row is multiplied with all of them, and weighs what it does not see
-    by nothing. So its bits depend neither on the rows beside it nor on how far its list reaches back, as long as the
-    anchor stands where its own page ends.
+    Slots are counted along a list: slot s of its page j is number j * SLOTS + s. A block is KEYS slots of GROUP lists;
+    blocks follow each other backwards from the anchor. Every row is multiplied with all of a block, and weighs what it
+    does not see by nothing. So its bits depend neither on the rows beside it, nor on who reads its list, nor on how far
+    that reaches back, as long as the anchor stands where its own page ends.
 
     Args:
         query: [R, HEAD] float32, scaled, turned by its place in its own page.
         keys, values: pointers to slot 0 of page 0, of the numbers' type; a page is `stride` further, a slot HEAD.
         lists: pointer to the list of row 0; that of row r is r * `step` further, or LISTS is 1 and all rows read one.
+        distinct: of lists that are SHARED, what `share_lists` found. 2 * LISTS + 1 int32 for each KEYS slots: for each
+            row which of the distinct lists is its own, the rows whose lists those are, and how many there are.
         begin, end: [R], the first and the last slot that a row sees.
         live: [R] bool; the other rows are zeros.
         anchor: one past the last slot that any row sees.
@@ -66,23 +101,32 @@ def attend(query, keys, values, stride, lists, step, begin, end, live, anchor, e
     mixed = tl.full((ROWS, HEAD), 0.0, tl.float32)
     lowest = tl.min(tl.where(live, begin, anchor), 0)
     query = query.to(kind)
-    for group in tl.range(0, LISTS, GROUP, disable_licm=True):
-        start = anchor - KEYS
-        if TAIL > 0:
-            start += (TAIL + KEYS - 1) // KEYS * KEYS
-        while start + KEYS > lowest:
+    start = anchor - KEYS
+    if TAIL > 0:
+        start += (TAIL + KEYS - 1) // KEYS * KEYS
+    while start + KEYS > lowest:
+        count = LISTS
+        if SHARED:
+            count = tl.load(distinct + 2 * LISTS)
+        group = 0
+        while group < count:
+            own = row
+            if SHARED:
+                own = tl.load(distinct + row, mask=row < LISTS, other=-1)
             at = start + lane % KEYS
             owner = group + lane // KEYS
             seen = (at[None, :] >= begin[:, None]) & (at[None, :] <= end[:, None])
             if TAIL > 0:
                 seen = seen | ((at >= anchor) & (at < anchor + TAIL))[None, :]
             if LISTS > 1:
-                seen = seen & (owner[None, :] == row)
+                seen = seen & (owner[None, :] == own)
             seen = seen & live[:, None]
             needed = tl.max(seen.to(tl.int32), 0) > 0
             j = at // SLOTS
             if TAIL > 0:
                 j = tl.where(at >= anchor, tail, j)
+            if SHARED:
+                owner = tl.load(distinct + LISTS + owner, mask=owner < count, other=0)
             page = tl.load(lists + owner * step + j, mask=needed, other=0).to(tl.int64)
             place = (page * stride + at % SLOTS * HEAD)[None, :]
             key = tl.load(keys + place + d, mask=needed[None, :], other=0.0)
@@ -102,7 +146,10 @@ def attend(query, keys, values, stride, lists, step, begin, end, live, anchor, e
             mixed += tl.dot(weight.to(kind), value, input_precision="ieee", out_dtype=tl.float32)
             total = total * fade + tl.sum(weight, 1)
             peak = higher
-            start -= KEYS
+            group += GROUP
+        if SHARED:
+            distinct += 2 * LISTS + 1
+        start -= KEYS
     return mixed / tl.where(live, total, 1.0)[:, None]
 
 
@@ -120,7 +167,7 @@ def _paged_attention(query, keys, values, table, lengths, out, rows, entries, sc
     anchor = (tl.max(length, 0) + KEYS - 1) // KEYS * KEYS  # so that blocks begin where they do for any neighbours
     result = attend(
         q, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, HEADS * SLOTS * HEAD, table + first * entries,
-        entries, length * 0, length - 1, live, anchor, 0, 0, out, SLOTS, HEAD, ROWS, GROUP, KEYS, 0, 0,
+        entries, table, length * 0, length - 1, live, anchor, 0, 0, out, SLOTS, HEAD, ROWS, GROUP, KEYS, 0, 0, False,
     )  # fmt: skip
     tl.store(out + at, result.to(out.dtype.element_ty), mask=(row < rows)[:, None])
 

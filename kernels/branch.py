@@ -87,7 +87,9 @@ def branch(
     slot = tl.where(column == SHAPE.action_dim + 1, SHAPE.slots, slot) + zero
     fed = tl.load(planned + token + zero).to(tl.int32)
     x = embed(fed, ENTRIES - 1, slot, oldest, alone, model, SHAPE)
-    hidden = forward(x, slot, alone, oldest + zero, ENTRIES - 1, table, 0, ENTRIES, model, pages, SHAPE, 1, False)
+    hidden = forward(
+        x, slot, alone, oldest + zero, ENTRIES - 1, table, 0, table, ENTRIES, model, pages, SHAPE, 1, False
+    )
     logits = logits_after(hidden, (SHAPE.observation_dim + column) % SHAPE.transition_dim, model, SHAPE)
     check_logits(logits, alone, token + 1 + zero, problems, SHAPE)
     at = row * SHAPE.padded + tl.arange(0, SHAPE.padded)[None, :] + zero[:, None]

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .sampling import Rule, draw, expectation, percentile, probabilities, uniform
 from .sharing import report_progress, share_pages, start_sharing, take_ticket
-from .transformer import embed, embed_goal, forward, logits_after, position_of
+from .transformer import embed, embed_goal, forward, logits_after, position_of, share_tile
 
 COPY = tl.constexpr(64)
 """Numbers copied at a time."""
@@ -43,6 +43,8 @@ class Search:
     """check several guessed observation tokens at once"""
     share: bool = False
     """compute what the beams' windows have in common once (`sharing`)"""
+    blocks: int = 0
+    """most blocks that `expand` reads of a list (`Shape.blocks`)"""
 
 
 class Rows(NamedTuple):
@@ -62,6 +64,8 @@ class Rows(NamedTuple):
     """candidates: [...] float32; beams: unused"""
     score: Any
     """candidates: [...] float32, returns plus discounted value; beams: unused"""
+    distinct: Any
+    """candidates: [tiles, blocks, 2 * rows of a tile + 1] int32, what their lists have in common (`share_lists`)"""
 
 
 class Problems(NamedTuple):
@@ -164,7 +168,7 @@ def compute(u, end, oldest, lists, count, window, prefix, length, planned, model
         slot = tl.minimum(u + lane, stop - 1) - entry * SHAPE.slots
         token = _sequence(window + position_of(entry, slot, oldest, SHAPE), prefix, length, planned, live)
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
-        hidden = forward(x, slot, live, oldest + lane * 0, entry, lists, 0, count, model, pages, SHAPE, 1, False)
+        hidden = forward(x, slot, live, oldest + lane * 0, entry, lists, 0, lists, count, model, pages, SHAPE, 1, False)
         last = stop - 1 - u
         u = stop
         tl.debug_barrier()
@@ -193,7 +197,8 @@ def prefill(model, pages, beams, problems, longest, columns, SHAPE: tl.constexpr
             token = tl.load(problems.goals + b * SHAPE.observation_dim + index, mask=live, other=0).to(tl.int32)
             x = embed_goal(token, index, live, model, SHAPE)
             slot = tl.where(live, index, 0)
-            forward(x, slot, live, lane * 0, 0, problems.goal_pages + b, 0, 1, model, pages, SHAPE, 1, True)
+            goal_page = problems.goal_pages + b
+            forward(x, slot, live, lane * 0, 0, goal_page, 0, goal_page, 1, model, pages, SHAPE, 1, True)
             start += SHAPE.rows
             tl.debug_barrier()
     prefix = problems.prefix + b * longest
@@ -268,6 +273,8 @@ def expand(
     oldest = tl.maximum(SEARCH.entries - 2 - transitions, 0)
     entry = SEARCH.entries - 1
     lists = candidates.table + tl.program_id(0).to(tl.int64) * TILE * (SEARCH.entries + 1)
+    distinct = candidates.distinct + tl.program_id(0).to(tl.int64) * (SEARCH.blocks * (2 * TILE + 1))
+    share_tile(distinct, oldest, live, entry, lists, SEARCH.entries + 1, SEARCH.entries, SHAPE, TILE)
     column = tl.arange(0, SHAPE.padded)[None, :]
     logits = tl.load(beams.logits + parent[:, None] * SHAPE.padded + column)
     reward = tl.full((SHAPE.rows,), 0.0, tl.float32)
@@ -283,8 +290,9 @@ def expand(
         slot = lane * 0 + step
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
         hidden = forward(
-            x, slot, live, oldest, entry, lists, SEARCH.entries + 1, SEARCH.entries, model, pages, SHAPE, TILE, False
-        )
+            x, slot, live, oldest, entry, lists, SEARCH.entries + 1, distinct, SEARCH.entries, model, pages, SHAPE,
+            TILE, False,
+        )  # fmt: skip
         logits = logits_after(hidden, SHAPE.observation_dim + step, model, SHAPE)
         check_logits(logits, live, first_token + step + 1 + lane * 0, problems, SHAPE)
     step = SHAPE.action_dim + 1
@@ -378,7 +386,9 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
         token = tl.load(fed + at, mask=live, other=0).to(tl.int32)
         slot = tl.where(at == 0, SHAPE.slots, tl.where(live, SHAPE.action_dim + at, 0))
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
-        hidden = forward(x, slot, live, oldest + zero, entry, table, 0, SEARCH.entries, model, pages, SHAPE, 1, False)
+        hidden = forward(
+            x, slot, live, oldest + zero, entry, table, 0, table, SEARCH.entries, model, pages, SHAPE, 1, False
+        )
         logits = tl.full((SHAPE.rows, SHAPE.padded), 0.0, tl.float32)
         count = tl.sum(live.to(tl.int32), 0)
         i = 0

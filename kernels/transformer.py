@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import attend, turn
+from .attention import attend, share_lists, turn
 
 NORM_EPS = tl.constexpr(1e-5)
 ROTARY_BASE = 10_000.0
@@ -91,6 +91,11 @@ class Shape:
     def group_keys(self) -> int:
         """Keys of each list read at a time, by rows that have their own."""
         return max(16, min(64, 8192 // self.head_width // self.group))
+
+    def blocks(self, entries: int) -> int:
+        """Most blocks of `group_keys` slots in a list of so many pages, and a goal's behind them."""
+        goal = -(-self.observation_dim // self.group_keys) if self.goal else 0
+        return -(-entries * self.slots // self.group_keys) + goal
 
     @property
     def stages(self) -> int:
@@ -253,8 +258,32 @@ def swap_pairs(x, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def forward(x, slot, live, oldest, entry, lists, step, count, model, pages, SHAPE: tl.constexpr, LISTS: tl.constexpr,
-            IS_GOAL: tl.constexpr):  # fmt: skip
+def first_seen(entry, slot, oldest, SHAPE: tl.constexpr):
+    """Where on its list of pages the first slot is that a token sees."""
+    is_next = (slot > SHAPE.action_dim) & (slot < SHAPE.slots)
+    first = tl.maximum(oldest, entry - SHAPE.sight - tl.where(is_next, 0, 1))
+    return first * SHAPE.slots + SHAPE.action_dim + 1  # of the first page only the observation
+
+
+@triton.jit
+def share_tile(distinct, oldest, live, entry, lists, step, count, SHAPE: tl.constexpr, LISTS: tl.constexpr):
+    """Find what the lists of a tile of several sequences have in common, for `forward` at their actions and rewards.
+
+    distinct: pointer to `Shape.blocks` times 2 * LISTS + 1 int32. A tile of so few lists that all are read at once
+    shares none, and nothing is written.
+    """
+    if SHAPE.group < LISTS:
+        TAIL: tl.constexpr = SHAPE.observation_dim if SHAPE.goal else 0
+        begin = first_seen(entry, oldest * 0, oldest, SHAPE)
+        share_lists(
+            distinct, lists, step, begin, live, (entry + 1) * SHAPE.slots, count, SHAPE.slots, LISTS,
+            SHAPE.group_keys, TAIL,
+        )  # fmt: skip
+
+
+@triton.jit
+def forward(x, slot, live, oldest, entry, lists, step, distinct, count, model, pages, SHAPE: tl.constexpr,
+            LISTS: tl.constexpr, IS_GOAL: tl.constexpr):  # fmt: skip
     """Pass a tile through all layers; write its keys and values; return what the heads read.
 
     Args:
@@ -265,6 +294,7 @@ def forward(x, slot, live, oldest, entry, lists, step, count, model, pages, SHAP
         entry: which page of its list every token is on.
         lists: pointer to the first row's list of pages.
         step: from a row's list to the next row's; LISTS is 1, and step 0, if the tile is of one sequence.
+        distinct: what `share_tile` found; of one sequence unused.
         count: pages of a list; behind them stands the goal's (read if SHAPE.goal).
         pages: pointer to all pages, [page, layer, key or value, head, slot, D/A].
         IS_GOAL: the tile's tokens are a goal's.
@@ -289,8 +319,7 @@ def forward(x, slot, live, oldest, entry, lists, step, count, model, pages, SHAP
     begin = slot * 0 + entry * SLOTS
     end = begin + tl.where(is_value, SHAPE.action_dim, slot)
     if not IS_GOAL:
-        first = tl.maximum(oldest, entry - SHAPE.sight - tl.where(is_next, 0, 1))
-        begin = first * SLOTS + SHAPE.action_dim + 1  # of the first page only the observation
+        begin = first_seen(entry, slot, oldest, SHAPE)
     own = tl.load(lists + tl.arange(0, SHAPE.rows) * step + entry, mask=live, other=0).to(tl.int64)
     stored = own[:, None] * SHAPE.page_size + slot[:, None] * HEAD + h_lane[None, :]
     has_slot = (live & (slot < SLOTS))[:, None]
@@ -322,7 +351,8 @@ def forward(x, slot, live, oldest, entry, lists, step, count, model, pages, SHAP
                 query = turn(query, swap_pairs(query, SHAPE), model.turns, offset, HEAD)
             mixed = attend(
                 query, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, SHAPE.page_size, lists, step,
-                begin, end, live, anchor, entry, count, model.turns, SLOTS, HEAD, LISTS, GROUP, KEYS, TURN, TAIL,
+                distinct, begin, end, live, anchor, entry, count, model.turns, SLOTS, HEAD, LISTS, GROUP, KEYS, TURN,
+                TAIL, GROUP < LISTS,
             )  # fmt: skip
             added += product(mixed.to(SHAPE.dtype), matrices + 3 * D * D + head * HEAD * D, HEAD, D, D)
         x += added + tl.load(vectors + 5 * D + tl.arange(0, D))[None, :]

@@ -141,17 +141,26 @@ def test_batch_elements_do_not_influence_each_other() -> None:
         assert alone.score.tobytes() == batch.score[b].tobytes()
 
 
-def test_the_rows_of_a_tile_change_no_byte() -> None:
-    """As few as 4 a program where there are multiprocessors to spare, 16 in large batches."""
+@pytest.mark.parametrize(
+    ("model", "distinct"),
+    [({}, [9]), ({"observation_dim": 17, "layers": 1, "goal": True}, [1, 9, 1])],
+    ids=["one-block", "goal-and-two-blocks"],
+)
+def test_the_rows_of_a_tile_change_no_byte(model: dict[str, Any], distinct: list[int]) -> None:
+    """As few as 4 a program where there are multiprocessors to spare, 16 in large batches; these share lists.
+
+    Of the lists of nine candidates a block without their own pages is the same: the goal's, and the oldest.
+    """
     assert [rows_of_a_tile(candidates, 132) for candidates in (1, 528, 529, 1056, 1057, 10**6)] == [4, 4, 8, 8, 16, 16]
     config = PlanConfig(horizon=2, beam_width=3, expand=3)
     plans = []
     for rows in (4, 16):
-        planner = make_planner(config)
-        planner.plan(np.zeros(3))
-        planner.engine._memory.rows_of_a_tile = rows  # type: ignore[attr-defined]
-        plans.append(planner.plan(np.ones(3)))
+        planner = make_planner(config, **model)
+        memory = planner.engine._remember(1)  # type: ignore[attr-defined]
+        memory.rows_of_a_tile = rows
+        plans += episode(planner, 1, goal=bool(model))
     assert_same_bytes(*plans)
+    assert memory.candidates.distinct[0, :, 2 * 16].tolist() == distinct
 
 
 def test_kept_context_pages_save_work_and_change_no_byte() -> None:

@@ -9,7 +9,10 @@ from interpreted import DEVICE
 from ttengine.kernels import reference
 
 pytest.importorskip("triton")
-from ttengine.kernels.attention import paged_attention
+import triton
+import triton.language as tl
+
+from ttengine.kernels.attention import attend, paged_attention, share_lists
 
 
 def case(rows: int, slots: int, entries: int, heads: int = 2, head: int = 16) -> tuple[torch.Tensor, ...]:
@@ -70,3 +73,88 @@ def test_wrong_arguments_are_refused() -> None:
         paged_attention(query, keys, values, table[:2], lengths)
     with pytest.raises(ValueError, match="contiguous"):
         paged_attention(query, keys, values, table.t().contiguous().t(), lengths)
+
+
+HEAD, SLOTS, ENTRIES, KEYS, TAIL = 16, 7, 5, 16, 3
+NOWHERE = 2**30
+"""A page that must not be read."""
+
+
+@triton.jit
+def _attend(query, keys, values, lists, distinct, begin, end, out, SLOTS: tl.constexpr, ENTRIES: tl.constexpr,
+            HEAD: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+    row = tl.arange(0, 16)
+    at = row[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
+    first, last = tl.load(begin + row), tl.load(end + row)
+    live, anchor, step = last >= 0, ENTRIES * SLOTS, ENTRIES + 1
+    if SHARED:
+        share_lists(distinct, lists, step, first, live, anchor, ENTRIES, SLOTS, 16, KEYS, TAIL)
+    found = attend(
+        tl.load(query + at), keys, values, SLOTS * HEAD, lists, step, distinct, first, last, live, anchor, 0, ENTRIES,
+        out, SLOTS, HEAD, 16, 4, KEYS, 0, TAIL, SHARED,
+    )  # fmt: skip
+    tl.store(out + at, found)
+
+
+def relatives() -> tuple[torch.Tensor, ...]:
+    """Queries, pages, lists, begin and end of a tile: two problems of eight rows, the last row not there.
+
+    From the newest entry on back 16, 8, 4, 2 and 1 pages are seen, the second problem's from entry 2 on; then two
+    goals'.
+    """
+    generator = torch.Generator().manual_seed(0)
+    row = torch.arange(16)
+    numbers = [row * 0, 1 + row // 8, 3 + row // 4, 7 + row // 2, 15 + row, 31 + row // 8]
+    table = torch.stack(numbers, dim=1).int()
+    table[8:, :2] = NOWHERE
+    table[15] = NOWHERE
+    keys, values = torch.randn(2, 33, SLOTS, HEAD, generator=generator)
+    newest, last = ENTRIES - 1, 4
+    for unseen in (keys[15:31, last + 1 :], values[15:31, last + 1 :], keys[31:, TAIL:], values[31:, TAIL:]):
+        unseen.fill_(float("nan"))
+    begin = torch.where(row < 8, 2, 2 * SLOTS + 2).int()
+    end = torch.where(row < 15, newest * SLOTS + last, -1).int()
+    return torch.randn(16, HEAD, generator=generator), keys, values, table, begin, end
+
+
+def attended(*arguments: torch.Tensor, shared: bool = True) -> tuple[torch.Tensor, list[int]]:
+    """[16, HEAD], and how many distinct lists each block had."""
+    query, keys, values, table, begin, end = (each.to(DEVICE).contiguous() for each in arguments)
+    distinct = torch.full((4, 2 * 16 + 1), NOWHERE, dtype=torch.int32, device=DEVICE)
+    out = torch.full_like(query, float("nan"))
+    _attend[(1,)](
+        query, keys, values, table, distinct, begin, end, out, SLOTS, ENTRIES, HEAD, KEYS, TAIL, shared,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    return out.cpu(), distinct[:, -1].tolist()
+
+
+def test_lists_are_read_once_for_all_relatives_and_no_bit_changes() -> None:
+    """Blocks: the goal's; entries 2 to 4; 0 to 2; 0. A block's lists differ as its newest page does."""
+    arguments = relatives()
+    shared, blocks = attended(*arguments)
+    assert blocks == [2, 15, 4, 1]
+    assert torch.equal(shared, attended(*arguments, shared=False)[0])
+    query, keys, values, table, begin, end = arguments
+    for row in range(15):
+        at = torch.arange(int(begin[row]), int(end[row]) + 1)
+        pages = torch.cat([table[row, at // SLOTS], table[row, -1:].expand(TAIL)]).long()
+        slots = torch.cat([at % SLOTS, torch.arange(TAIL)])
+        wanted = (keys[pages, slots] @ query[row]).softmax(dim=0) @ values[pages, slots]
+        torch.testing.assert_close(shared[row], wanted)
+    assert not bool(shared[15].any())
+
+
+def test_a_rows_bits_do_not_depend_on_who_shares_its_list() -> None:
+    """Relatives apart from each other; and every row with copies of its pages, so that nothing is shared."""
+    query, keys, values, table, begin, end = relatives()
+    shared = attended(query, keys, values, table, begin, end)[0]
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    found, blocks = attended(query[order], keys, values, table[order], begin[order], end[order])
+    assert blocks == [2, 15, 4, 1]
+    assert torch.equal(found, shared[order])
+    pages = torch.where(table == NOWHERE, 0, table).flatten().long()
+    own = torch.arange(table.numel()).view_as(table).int()
+    found, blocks = attended(query, keys[pages], values[pages], own, begin, end)
+    assert blocks == [15, 15, 15, 8]
+    assert torch.equal(found, shared)

@@ -41,12 +41,13 @@ def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Search]
     )
     # a window holds so many transitions, its last still growing; each has a page, and so has the first observation
     transitions = (window_tokens(model, config) + 1) // model.transition_dim if window else model.context + 1
+    entries = transitions + 1
     search = Search(
         horizon=config.horizon,
         beam_width=config.beam_width,
         expand=config.expand,
         window=window,
-        entries=transitions + 1,
+        entries=entries,
         action_rule=_rule(config.action),
         reward_rule=_rule(config.reward),
         value_rule=_rule(config.value),
@@ -55,6 +56,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Search]
         percentile_as_released=config.percentile_as_released,
         draft=config.draft,
         share=window and config.deduplicate,
+        blocks=shape.blocks(entries),
     )
     return shape, search
 
@@ -157,8 +159,9 @@ class Memory:
         asked = pages * shape.page_size * dtype.itemsize
         try:
             self.pages = _new((pages, shape.page_size), dtype, device)
-            self.beams = _rows(B, W, H, K, search, shape.padded, device)
-            self.candidates = _rows(B, C, H, K, search, shape.padded if likelihood else 1, device)
+            self.beams = _rows(B, W, H, K, search, shape.padded, 1, device)
+            tiles = -(-B * C // (2 * shape.group))  # of more than `group` rows: smaller ones share nothing
+            self.candidates = _rows(B, C, H, K, search, shape.padded if likelihood else 1, tiles, device)
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"{pages:,} pages of keys and values take {asked / 2**30:.1f} GiB, more than {device} has left; "
@@ -245,7 +248,7 @@ class Memory:
         self.episodes = [Episode([], []) for _ in self.episodes]
 
 
-def _rows(B: int, R: int, H: int, K: int, search: Search, padded: int, device: torch.device) -> Rows:
+def _rows(B: int, R: int, H: int, K: int, search: Search, padded: int, tiles: int, device: torch.device) -> Rows:
     return Rows(
         tokens=_new((B, R, H * K), torch.int64, device),
         rewards=_new((B, R, H), torch.float32, device),
@@ -254,6 +257,7 @@ def _rows(B: int, R: int, H: int, K: int, search: Search, padded: int, device: t
         logits=_new((B, R, padded), torch.float32, device),
         value=_new((B, R), torch.float32, device),
         score=_new((B, R), torch.float32, device),
+        distinct=_new((tiles, search.blocks, 2 * Shape.rows + 1), torch.int32, device),
     )
 
 
