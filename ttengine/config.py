@@ -294,6 +294,11 @@ class PlanConfig:
             )
 
 
+LIKELIHOOD = PlanConfig(
+    objective="likelihood", action=EVERY_TOKEN, reward=EVERY_TOKEN, value=EVERY_TOKEN, observation=EVERY_TOKEN
+)
+"""The plain beam search for imitation and goals, over all tokens."""
+
 PLAN_PRESETS: dict[str, PlanConfig] = {
     "default": PlanConfig(),
     "halfcheetah-medium": PlanConfig(horizon=5, beam_width=32),
@@ -306,15 +311,13 @@ PLAN_PRESETS: dict[str, PlanConfig] = {
     "ant-random": PlanConfig(horizon=5, beam_width=128),
     "hopper-demonstrator": PlanConfig(horizon=2, beam_width=8),
     "walker2d-demonstrator": PlanConfig(horizon=2, beam_width=8),
-    "likelihood": PlanConfig(
-        objective="likelihood", action=EVERY_TOKEN, reward=EVERY_TOKEN, value=EVERY_TOKEN, observation=EVERY_TOKEN
-    ),
+    "four-rooms-wanderer": dataclasses.replace(LIKELIHOOD, horizon=5, beam_width=8),
+    "likelihood": LIKELIHOOD,
 }
 """Released planner settings; the longest name that a dataset's begins with counts; one that is not listed takes
 `default` (hopper, walker2d-medium, ant-medium-expert).
 
-`hopper-demonstrator` and `walker2d-demonstrator` are this package's, for its shipped models `hopper` and `walker2d`.
-`likelihood` is the plain beam search for imitation and goals, over all tokens."""
+`hopper-demonstrator`, `walker2d-demonstrator` and `four-rooms-wanderer` are this package's, for its shipped models."""
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "default": TrainConfig(),
