@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from ttengine.checkpoint import Checkpoint
 from ttengine.config import DataConfig, ModelConfig, PlanConfig, TrainConfig
@@ -16,6 +15,7 @@ from ttengine.data.load import load_dataset
 from ttengine.data.preprocessing import crop_observation
 from ttengine.data.trajectories import Trajectories
 from ttengine.environments import make_environment
+from ttengine.errors import require
 from ttengine.evaluation import Environment, EvaluateConfig, evaluate
 from ttengine.experiments.baselines import Policy
 from ttengine.experiments.run import Rows, Run, cores
@@ -98,7 +98,7 @@ def trained(
     """
     folder = run.out / "models" / f"{name}-seed{seed}"
     folder.parent.mkdir(exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
+    with require("filelock", "train").FileLock(folder.with_name(f"{folder.name}.lock")):
         return train(data, folder, recipe.model(data, **changes), config, recipe.training(seed), tensorboard=False)
 
 
