@@ -56,7 +56,7 @@ DRAWN = 60
 """Logged episodes in the picture."""
 
 SMALL = Recipe(layers=2, width=64, window=8, context=5, batch_size=32, steps=30_000, learning_rate=4e-3)
-"""Trained in about twenty minutes on a core; a third of the steps reach two thirds of the goals."""
+"""Trained in about twenty minutes on a core; a third of the steps and half the episodes reached 68 of 100 goals."""
 
 PLAN = plan_preset("four-rooms-wanderer")
 

@@ -1,6 +1,8 @@
 """Imitation: plain likelihood beam search on an expert's logs, beside behaviour cloning with the same data.
 
-No reward is looked at: the search keeps the likeliest sequences, the first action is executed, and all begins anew.
+No reward is looked at: the search keeps the likeliest sequences, the first action is executed, and all begins anew. It
+branches over the tokens that the planner's default filters leave: an action's without the tail that holds less than
+60 %, of all others the likeliest. `config.LIKELIHOOD` leaves all.
 
 Source: Janner et al. 2021, section 4.2, "Imitation learning".
 """

@@ -205,10 +205,8 @@ def _said(config: Config) -> str:
     if not any(is_recipe(each) for each in config.datasets):
         return ""
     noise = config.action_noise
-    acting = (
-        "which draw their actions" if noise is None else f"by their means with noise of {noise:g} of half the range"
-    )
+    acting = "draw their actions" if noise is None else f"act by their means, with noise of {noise:g} of half the range"
     return (
-        f"Recipes have {config.transitions:,} transitions each, mixed from this package's shipped policies, {acting}: "
-        "shaped like D4RL's tiers, not D4RL's. "
+        f"Recipes have {config.transitions:,} transitions each, mixed from this package's shipped policies, which "
+        f"{acting}: shaped like D4RL's tiers, not D4RL's. "
     )
