@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ttengine import cli
+from ttengine.config import PlanConfig, Sampling
 from ttengine.errors import ConfigError, MissingExtraError
 from ttengine.experiments import EXPERIMENTS, ablations, baselines, imitation, load_experiment, offline_rl
 from ttengine.experiments.report import Report, Table, write_page, write_report
@@ -240,6 +242,25 @@ def test_claims_follow_from_the_numbers(tmp_path: Path) -> None:
     found = {"hopper-medium-expert logged data": rows(1), "hopper-medium-expert as is, seed 0": rows(5, 7)}
     report = ablations._report(run, ablated, found)
     assert report.tables[0].rows[1] == ["as is", "6 +- 1", "10.0 ms", "2"]
+
+
+def test_offline_rl_tries_the_actions_that_suit_a_recipe() -> None:
+    names = ("hopper-medium-expert", "hopper-medium-replay", "ant-medium-replay-tt", "hopper-medium-expert-v2")
+    config = offline_rl.Config(datasets=names)
+    assert [config.plan_for(name).action for name in names] == [
+        Sampling(cdf=0.9), Sampling(cdf=0.6), Sampling(), Sampling(cdf=0.6),
+    ]  # fmt: skip
+    assert config.plan_for("ant-medium-replay") == dataclasses.replace(config.plan, action=Sampling())
+    said = "without the tail of 90 % (hopper-medium-expert); without the tail of 60 % (hopper-medium-replay, hopper-"
+    assert said in offline_rl._tried(config) and "of any bin (ant-medium-replay)" in offline_rl._tried(config)
+    noisy = dataclasses.replace(config, action_noise=0.1)  # the mean actions' data are others
+    assert all(noisy.plan_for(name) == config.plan for name in names)
+    own = PlanConfig(action=Sampling(k=3, temperature=0.5))
+    chosen = offline_rl.Config(datasets=names, plan=own, actions="plan")
+    assert all(chosen.plan_for(name) == own for name in names)
+    assert offline_rl._tried(chosen).startswith("of the top 3, at temperature 0.5 (hopper-medium-expert, ")
+    with pytest.raises(ConfigError, match="overrule it; give --actions plan besides"):
+        offline_rl.Config(plan=own)
 
 
 def test_reports_stand_without_the_arms_that_failed(tmp_path: Path) -> None:
