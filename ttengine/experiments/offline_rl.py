@@ -48,6 +48,7 @@ NEAR_GREEDY = Sampling(cdf=0.9)
 ACTIONS = {
     "hopper-medium-expert": NEAR_GREEDY,
     "halfcheetah-medium-expert": NEAR_GREEDY,
+    "walker2d-medium-expert": NEAR_GREEDY,
     "ant-medium-replay": EVERY_TOKEN,
 }
 """Recipe -> actions that the search tries, where others than the paper's (without a tail of 60 %) returned more, on
@@ -83,9 +84,6 @@ class Config:
     workers: int = 1
     """processes that evaluate a planner"""
     recipe: Recipe = RECIPE
-    terminal_penalty: float | None = None
-    """reward of a fall, -100 in the paper. Quantile bins put it into one with the hundredth of the rewards that are
-    lowest, so that these read as half of it"""
     plan: PlanConfig = PLAN
     actions: Literal["recipe", "plan"] = "recipe"
     """which ones the search tries. recipe: what suits a recipe's data, where it is known, else as plan says; plan: as
@@ -118,7 +116,7 @@ class Config:
         return cls(
             datasets=tuple(f"{body}-{tier}" for body in BODIES for tier in tiers), transitions=1_000_000,
             binnings=("quantile", "uniform"), baselines=tuple(ALGORITHMS), seeds=(0, 1, 2), episodes=15, recipe=PAPER,
-            terminal_penalty=-100.0, plan=PlanConfig(), baseline_steps=100_000,
+            plan=PlanConfig(), baseline_steps=100_000,
         )  # fmt: skip
 
 
@@ -151,7 +149,7 @@ def _tier(name: str) -> tuple[str, str]:
 
 
 def _plan(run: Run, config: Config, source: Source, plan: PlanConfig, binning: str, seed: int) -> Rows:
-    bins = DataConfig(terminal_penalty=config.terminal_penalty, binning=binning)  # type: ignore[arg-type]
+    bins = DataConfig(binning=binning)  # type: ignore[arg-type]
     model = trained(run, f"{source.name}-{binning}", source.trajectories, config.recipe, seed, bins)
     return planned_episodes(model, source.env_id, plan, config.episodes, 1000 * seed, config.workers)
 
