@@ -131,7 +131,7 @@ def test_help_shows_the_settings_that_go_with_the_named_model() -> None:
 
 
 def test_models_are_shipped() -> None:
-    assert shipped_models() == ("four-rooms", "halfcheetah", "halfcheetah-medium-expert", "hopper", "walker2d")
+    assert shipped_models() == ("ant", "four-rooms", "halfcheetah", "halfcheetah-medium-expert", "hopper", "walker2d")
 
 
 def test_the_shipped_goal_model_walks_through_a_door() -> None:

@@ -245,13 +245,13 @@ def test_claims_follow_from_the_numbers(tmp_path: Path) -> None:
 
 
 def test_offline_rl_tries_the_actions_that_suit_a_recipe() -> None:
-    names = ("hopper-medium-expert", "hopper-medium-replay", "ant-medium-replay-tt", "hopper-medium-expert-v2")
+    names = ("hopper-medium-expert", "walker2d-medium-expert", "ant-medium-replay-tt", "hopper-medium-expert-v2")
     config = offline_rl.Config(datasets=names)
     assert [config.plan_for(name).action for name in names] == [
         Sampling(cdf=0.9), Sampling(cdf=0.6), Sampling(), Sampling(cdf=0.6),
     ]  # fmt: skip
     assert config.plan_for("ant-medium-replay") == dataclasses.replace(config.plan, action=Sampling())
-    said = "without the tail of 90 % (hopper-medium-expert); without the tail of 60 % (hopper-medium-replay, hopper-"
+    said = "without the tail of 90 % (hopper-medium-expert); without the tail of 60 % (walker2d-medium-expert, "
     assert said in offline_rl._tried(config) and "of any bin (ant-medium-replay)" in offline_rl._tried(config)
     noisy = dataclasses.replace(config, action_noise=0.1)  # the mean actions' data are others
     assert all(noisy.plan_for(name) == config.plan for name in names)
