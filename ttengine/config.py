@@ -309,7 +309,7 @@ PLAN_PRESETS: dict[str, PlanConfig] = {
     "ant-medium": PlanConfig(horizon=5, beam_width=128),
     "ant-medium-replay": PlanConfig(horizon=5, beam_width=128),
     "ant-random": PlanConfig(horizon=5, beam_width=128),
-    "halfcheetah-medium-expert-tt": PlanConfig(horizon=5, beam_width=32, action=Sampling(cdf=0.9)),
+    "halfcheetah-medium-expert-tt": PlanConfig(horizon=5, beam_width=32),
     "ant-medium-expert-tt": PlanConfig(horizon=5, beam_width=32),
     "hopper-demonstrator": PlanConfig(horizon=2, beam_width=8),
     "walker2d-demonstrator": PlanConfig(horizon=2, beam_width=8),
@@ -319,8 +319,8 @@ PLAN_PRESETS: dict[str, PlanConfig] = {
 """Released planner settings; the longest name that a dataset's begins with counts; one that is not listed takes
 `default` (hopper, walker2d-medium, ant-medium-expert).
 
-Names that end in `-tt`, `hopper-demonstrator`, `walker2d-demonstrator` and `four-rooms-wanderer` are this package's, for
-its shipped models."""
+Names that end in `-tt`, `hopper-demonstrator`, `walker2d-demonstrator` and `four-rooms-wanderer` are this package's,
+for its shipped models."""
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "default": TrainConfig(),
