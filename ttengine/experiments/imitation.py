@@ -1,8 +1,7 @@
 """Imitation: plain likelihood beam search on an expert's logs, beside behaviour cloning with the same data.
 
-No reward is looked at: the search keeps the likeliest sequences, the first action is executed, and all begins anew. It
-branches over the tokens that the planner's default filters leave: an action's without the tail that holds less than
-60 %, of all others the likeliest. `config.LIKELIHOOD` leaves all.
+No reward is looked at: the search keeps the likeliest sequences of tokens, whatever the tokens, the first action is
+executed, and all begins anew.
 
 Source: Janner et al. 2021, section 4.2, "Imitation learning".
 """
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from ttengine.config import DataConfig, PlanConfig
+from ttengine.config import LIKELIHOOD, DataConfig, PlanConfig
 from ttengine.data.collect import CollectConfig
 from ttengine.errors import ConfigError
 from ttengine.experiments.baselines import fit_baseline, require_d3rlpy
@@ -36,8 +35,8 @@ from ttengine.experiments.run import Arm, Rows, Run
 from ttengine.experiments.sources import Source, check_unique, dataset_name, sources
 from ttengine.viz.bars import Bars, plot_bars
 
-RECIPE = dataclasses.replace(SMALL, steps=10_000)
-PLAN = PlanConfig(horizon=2, beam_width=8, objective="likelihood")
+RECIPE = dataclasses.replace(SMALL, steps=20_000)
+PLAN = dataclasses.replace(LIKELIHOOD, horizon=2, beam_width=8)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Config:
         """The paper's model, more data, seeds and episodes; hours on a few cores."""
         return cls(
             transitions=1_000_000, seeds=(0, 1, 2), episodes=20, recipe=PAPER, cloning_steps=50_000,
-            plan=PlanConfig(horizon=5, beam_width=32, objective="likelihood"),
+            plan=dataclasses.replace(LIKELIHOOD, horizon=5, beam_width=32),
         )  # fmt: skip
 
 
