@@ -258,8 +258,9 @@ def test_offline_rl_tries_the_actions_that_suit_a_recipe() -> None:
     chosen = offline_rl.Config(datasets=names, plan=own, actions="plan")
     assert all(chosen.plan_for(name) == own for name in names)
     assert offline_rl._tried(chosen).startswith("of the top 3, at temperature 0.5 (hopper-medium-replay, ")
-    with pytest.raises(ConfigError, match="overrule it; give --actions plan besides"):
-        offline_rl.Config(plan=own)
+    assert offline_rl.Config(plan=own).plan_for("hopper-medium-expert") == own
+    with pytest.raises(ConfigError, match="and ant-medium-replay-tt would overrule it; add --actions plan"):
+        offline_rl.Config(datasets=names, plan=own)
 
 
 def test_reports_stand_without_the_arms_that_failed(tmp_path: Path) -> None:

@@ -93,8 +93,9 @@ class Config:
                 raise ConfigError(f"{name}: {', '.join(unknown)} unknown; there are {', '.join(known)}")
         if not self.binnings:
             raise ConfigError("binnings is empty; allowed are quantile, uniform or both")
-        if self.actions == "recipe" and self.plan.action != PAPER_ACTION:
-            raise ConfigError("plan.action is set, and a recipe's own would overrule it; give --actions plan besides")
+        overruled = [each for each in self.datasets if self.plan_for(each) != self.plan]
+        if overruled and self.plan.action != PAPER_ACTION:
+            raise ConfigError(f"plan.action is set, and {', '.join(overruled)} would overrule it; add --actions plan")
         check_unique([dataset_name(each) for each in self.datasets])
 
     def plan_for(self, dataset: str) -> PlanConfig:
