@@ -66,8 +66,16 @@ def test_no_logged_walk_of_the_point_leads_from_the_start_to_the_goal() -> None:
     assert not any(data.terminals[end - 1] for end, begins in zip(ends, from_start, strict=True) if begins)
     assert (data.rewards == data.terminals).all()
     assert all(cell_of(position, 1.0) in FREE for position in data.observations[:, :2])
-    again = wander("point", 20_000, Config().episode_steps, seed=1)
-    assert again.observations.tobytes() == data.observations.tobytes()
+
+
+def test_walks_are_whole_reproducible_and_the_same_for_any_number_of_processes() -> None:
+    data = wander("point", 1_000, 30, seed=1)
+    assert 1_000 <= len(data) < 1_030 and data.episode_lengths.max() == 30
+    assert (data.terminals | data.timeouts)[data.episode_ends - 1].all()
+    for again in (wander("point", 1_000, 30, seed=1), wander("point", 1_000, 30, seed=1, processes=2)):
+        assert again.observations.tobytes() == data.observations.tobytes()
+        assert again.actions.tobytes() == data.actions.tobytes() and again.metadata == data.metadata
+    assert wander("point", 1_000, 30, seed=2).observations.tobytes() != data.observations.tobytes()
 
 
 def test_a_quarter_turn_of_heading_and_body_together_changes_nothing_that_the_ant_observes() -> None:

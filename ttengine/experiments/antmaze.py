@@ -32,6 +32,7 @@ from ttengine.experiments.baselines import fit_baseline, require_d3rlpy
 from ttengine.experiments.ingredients import (
     PAPER,
     SMALL,
+    WORTH_PROCESSES,
     Recipe,
     mean_and_spread,
     planned_episodes,
@@ -40,7 +41,7 @@ from ttengine.experiments.ingredients import (
 )
 from ttengine.experiments.maze_map import CELL_M, FREE, cell_of, walls
 from ttengine.experiments.report import Report, Table
-from ttengine.experiments.run import Arm, Rows, Run
+from ttengine.experiments.run import Arm, Rows, Run, cores
 from ttengine.viz.bars import Bars, plot_bars
 from ttengine.viz.maps import Paths, plot_paths
 
@@ -152,7 +153,8 @@ def _collected(run: Run, config: Config) -> Trajectories:
     path = run.out / "data" / f"{config.body}.npz"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        save_dataset(wander(config.body, config.transitions, config.episode_steps, seed=0), path)
+        processes = cores() if config.transitions >= WORTH_PROCESSES else 1
+        save_dataset(wander(config.body, config.transitions, config.episode_steps, 0, processes), path)
     return load_dataset(path)
 
 
@@ -180,7 +182,7 @@ def _load(dataset: str) -> Trajectories:
 
 
 def _critic(config: Config, data: Trajectories, seed: int) -> Any:
-    settings = {"expectile": config.expectile, "weight_temp": config.temperature}
+    settings = {"expectile": config.expectile, "weight_temp": config.temperature, "gamma": config.plan.discount}
     costly = dataclasses.replace(data, rewards=data.rewards - np.float32(STEP_COST))
     return fit_baseline("IQL", costly, config.critic_steps, seed, **settings)
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ttengine.data.trajectories import Trajectories
+from ttengine.errors import require
 from ttengine.experiments.ant_steering import Walker, is_tipped
 from ttengine.experiments.maze_map import CELL_M, FREE, Cell, cell_of, middle, next_cells
 
 if TYPE_CHECKING:
-    from ttengine.experiments.maze import Body
+    from ttengine.experiments.maze import Body, Maze
 
 FloatArray = npt.NDArray[np.float32]
 Point = npt.NDArray[np.float64]
@@ -83,7 +89,7 @@ class _Waypoints:
         self.point = middle(self.cell, self.width) + self.rng.uniform(-JITTER, JITTER, 2) * self.width
 
 
-def wander(body: Body, transitions: int, episode_steps: int, seed: int) -> Trajectories:
+def wander(body: Body, transitions: int, episode_steps: int, seed: int, processes: int = 1) -> Trajectories:
     """Log a body that walks from anywhere to one random cell after the other.
 
     An episode that comes by the evaluated goal ends there, with the only reward; others are cut after `episode_steps`,
@@ -94,31 +100,62 @@ def wander(body: Body, transitions: int, episode_steps: int, seed: int) -> Traje
         transitions: at least so many, up to the end of an episode.
         episode_steps: of an episode at most.
         seed: equal seeds give equal data.
+        processes: that walk; the data do not depend on it.
     Returns:
         The walks; `metadata` counts targets reached and episodes cut because the ant had tipped over.
     """
+    require("gymnasium_robotics", "maze")
+    walk = partial(_walk, body, episode_steps, seed)
+    walks: list[_Walk] = []
+    # spawn: a forked copy of a process that runs Torch's threads may hang
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) if processes > 1 else nullcontext()
+    with pool as executor:
+        while (missing := transitions - sum(len(each.rewards) for each in walks)) > 0:
+            certain = range(len(walks), len(walks) + -(-missing // episode_steps))  # no walk is longer: all are needed
+            walks += executor.map(walk, certain) if executor else map(walk, certain)
+    columns = ("observations", "actions", "rewards", "terminals", "timeouts")
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in walks]) for name in columns}
+    facts = {name: sum(getattr(each, name) for each in walks) for name in ("targets_reached", "tipped")}
+    return Trajectories(**arrays, name=f"medium-maze-{body}", metadata={**facts, "seed": seed})
+
+
+@dataclass(frozen=True, eq=False)
+class _Walk:
+    """One episode: arrays of [T, ...], and what befell it."""
+
+    observations: FloatArray
+    actions: FloatArray
+    rewards: FloatArray
+    terminals: npt.NDArray[np.bool_]
+    timeouts: npt.NDArray[np.bool_]
+    targets_reached: int
+    tipped: bool
+
+
+def _walk(body: Body, episode_steps: int, seed: int, number: int) -> _Walk:
+    env, rng = _maze(body, episode_steps), np.random.default_rng([seed, number])
+    observation, _ = env.reset(seed=int(rng.integers(2**31)))
+    guide: _Guide = _PointGuide(rng) if body == "point" else _AntGuide(rng)
+    waypoints = _Waypoints(rng, env.position, CELL_M[body], AT_WAYPOINT_M[body])
+    observations, actions, rewards = [], [], []
+    terminal = cut = tipped = False
+    while not (terminal or cut or tipped):
+        action = guide.act(observation, waypoints.ahead(env.position))
+        observations.append(observation)
+        actions.append(action)
+        observation, reward, terminal, cut, _ = env.step(action)
+        rewards.append(reward)
+        tipped = body == "ant" and not (terminal or cut) and is_tipped(observation[3:7])
+    last = np.arange(len(rewards)) == len(rewards) - 1
+    return _Walk(
+        np.array(observations), np.array(actions), np.array(rewards, np.float32),
+        last & terminal, last & (not terminal), waypoints.reached, tipped,
+    )  # fmt: skip
+
+
+@cache
+def _maze(body: Body, episode_steps: int) -> Maze:
+    """Return a process's maze: to build one takes longer than to reset it."""
     from ttengine.experiments.maze import Maze
 
-    env, rng = Maze(body, episode_steps, anywhere=True), np.random.default_rng(seed)
-    log: dict[str, list[Any]] = {name: [] for name in ("observations", "actions", "rewards", "terminals", "timeouts")}
-    targets = tipped = 0
-    while len(log["rewards"]) < transitions:
-        observation, _ = env.reset(seed=int(rng.integers(2**31)))
-        guide: _Guide = _PointGuide(rng) if body == "point" else _AntGuide(rng)
-        waypoints = _Waypoints(rng, env.position, CELL_M[body], AT_WAYPOINT_M[body])
-        over = False
-        while not over:
-            action = guide.act(observation, waypoints.ahead(env.position))
-            log["observations"].append(observation)
-            log["actions"].append(action)
-            observation, reward, terminal, cut, _ = env.step(action)
-            if body == "ant" and not (terminal or cut) and is_tipped(observation[3:7]):
-                cut, tipped = True, tipped + 1
-            over = terminal or cut
-            for name, value in (("rewards", reward), ("terminals", terminal), ("timeouts", cut)):
-                log[name].append(value)
-        targets += waypoints.reached
-    env.close()
-    arrays: dict[str, Any] = {name: np.asarray(values) for name, values in log.items()}
-    facts = {"targets_reached": targets, "tipped": tipped, "seed": seed}
-    return Trajectories(**arrays, name=f"medium-maze-{body}", metadata=facts)
+    return Maze(body, episode_steps, anywhere=True)
