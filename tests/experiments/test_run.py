@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -23,6 +24,9 @@ PIXEL = bytes.fromhex("89504e470d0a1a0a")
 @dataclass(frozen=True)
 class Settings:
     episodes: int = 2
+    transitions: int = 100
+
+    AFTERWARDS: ClassVar[tuple[str, ...]] = ("episodes",)
 
 
 def test_an_arm_that_fails_leaves_the_others_and_is_tried_again(tmp_path: Path) -> None:
@@ -67,6 +71,28 @@ def test_a_folder_of_another_run_is_refused_until_begun_anew(tmp_path: Path, mon
     assert fresh.measure([Arm("one", lambda: [{"return": 2.0}])])["one"] == [{"return": 2.0}]
 
 
+def test_a_run_begins_with_the_models_of_another_that_differs_only_in_what_comes_after_training(tmp_path: Path) -> None:
+    old = Run(tmp_path / "old", "made-up", Settings())
+    for name in ("data", "models"):
+        (old.out / name).mkdir()
+        (old.out / name / "made").write_text(name)
+    old.measure([Arm("one", lambda: rows(1))])
+    new = Run(tmp_path / "new", "made-up", Settings(episodes=5), models_of=old.out)
+    assert [(new.out / name / "made").read_text() for name in ("data", "models")] == ["data", "models"]
+    assert new.measure([Arm("one", lambda: rows(2))])["one"] == rows(2)  # what was measured there is not taken over
+    again = Run(new.out, "made-up", Settings(episodes=5))  # goes on without being told again, and remembers
+    assert f"models_of: {old.out}" in write_report(again, Report("Made up", "Said.", [])).read_text()
+    with pytest.raises(ConfigError, match="old holds a run with other config: transitions is 100 there, 7 now"):
+        Run(tmp_path / "other", "made-up", Settings(transitions=7), models_of=old.out)
+    with pytest.raises(ConfigError, match=r"other experiment: made-up there, else now; take another folder$"):
+        Run(tmp_path / "other", "else", Settings(), models_of=old.out)
+    with pytest.raises(ConfigError, match="nowhere holds no run whose models could be used"):
+        Run(tmp_path / "other", "made-up", Settings(), models_of=tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="is the run's own folder"):
+        Run(old.out, "made-up", Settings(episodes=9), fresh=True, models_of=old.out)
+    assert (old.out / "models" / "made").is_file() and not (tmp_path / "other").exists()
+
+
 def test_a_page_shows_runs_side_by_side_and_loads_nothing(tmp_path: Path) -> None:
     for name in ("a", "b"):
         run = Run(tmp_path / name, "made-up", Settings())
@@ -94,6 +120,7 @@ def test_a_page_shows_runs_side_by_side_and_loads_nothing(tmp_path: Path) -> Non
 def test_every_experiment_has_a_small_and_a_full_version(name: str) -> None:
     config = load_experiment(name).Config
     assert config() != config.full()
+    assert set(config.AFTERWARDS) <= {field.name for field in dataclasses.fields(config)}
     assert config.__doc__ and not config.__doc__.startswith("Config(")
 
 
@@ -298,7 +325,7 @@ def test_a_page_says_how_long_every_arm_took(tmp_path: Path) -> None:
 
 def test_settings_that_were_refused_do_not_keep_a_folder(tmp_path: Path) -> None:
     Run(tmp_path, "made-up", Settings())
-    assert Run(tmp_path, "made-up", Settings(3)).about["config"] == {"episodes": 3}
+    assert Run(tmp_path, "made-up", Settings(3)).about["config"]["episodes"] == 3
 
 
 def test_offline_rl_asks_for_its_library_before_anything_is_made(

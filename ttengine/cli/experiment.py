@@ -16,16 +16,17 @@ from ttengine.experiments import EXPERIMENTS, load_experiment
 from ttengine.experiments.report import write_report
 from ttengine.experiments.run import Processes, Run, cores
 
-OPTIONS = "[--out FOLDER] [--full] [--fresh] [--jobs N] [--arm NAME]"
+OPTIONS = "[--out FOLDER] [--full] [--fresh] [--models-of FOLDER] [--jobs N] [--arm NAME]"
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run the command: `NAME [--out FOLDER] [--full] [--fresh] [--jobs N] [--arm NAME] [settings]`."""
+    """Run the command: `NAME`, OPTIONS, and the experiment's settings."""
     common = argparse.ArgumentParser(prog="ttengine experiment", add_help=False)
     common.add_argument("name", nargs="?")
     common.add_argument("--out", type=Path)
     common.add_argument("--full", action="store_true")
     common.add_argument("--fresh", action="store_true")
+    common.add_argument("--models-of", type=Path)
     common.add_argument("--jobs", type=int)
     common.add_argument("--arm", action="append", default=[])
     chosen, rest = common.parse_known_args(arguments)
@@ -46,7 +47,8 @@ def run(arguments: Sequence[str]) -> None:
         again.append("--full")
     processes = Processes(again, jobs) if jobs > 1 else None
     folder = Run(
-        out, chosen.name, config, fresh=chosen.fresh, console=console, processes=processes, only=chosen.arm
+        out, chosen.name, config, fresh=chosen.fresh, models_of=chosen.models_of, console=console, processes=processes,
+        only=chosen.arm,
     )  # fmt: skip
     report = experiment.run(folder, config)
     console.print(f"\n{write_report(folder, report)}", highlight=False, soft_wrap=True)
@@ -70,6 +72,7 @@ def _usage() -> str:
 
 FOLDER (runs/NAME if not given) gets data, models, raw measurements, table, plot and report.html. A run that was stopped
 goes on; --fresh begins anew. --full is the large version. `ttengine experiment NAME --help` shows its settings.
+--models-of FOLDER begins with the data and models of another run, to search with other settings and not train again.
 
 The table's arms are measured side by side, --jobs N at a time, which share the cores (as many as there are cores; 1
 where there is a GPU). --arm NAME measures one arm of a run that has begun: other machines that see the folder can help.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from ttengine.config import DataConfig, PlanConfig, Sampling
 from ttengine.experiments.ingredients import (
@@ -50,6 +50,11 @@ class Config:
     beam_widths: tuple[int, ...] = (4, 64)
     bins: tuple[str, ...] = ("uniform",)
     """of models beside the one with quantile bins"""
+
+    AFTERWARDS: ClassVar[tuple[str, ...]] = (
+        "datasets", "seeds", "episodes", "workers", "plan", "horizons", "beam_widths", "bins",
+    )  # fmt: skip
+    """settings that neither data nor models depend on"""
 
     def __post_init__(self) -> None:
         check_unique([dataset_name(each) for each in self.datasets])

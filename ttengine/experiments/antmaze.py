@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -82,6 +82,11 @@ class Config:
     """of IQL; the authors' for mazes"""
     temperature: float = 10.0
     """inverse, of IQL's policy; the authors' for mazes"""
+
+    AFTERWARDS: ClassVar[tuple[str, ...]] = (
+        "max_steps", "seeds", "episodes", "workers", "plan", "critic_steps", "expectile", "temperature",
+    )  # fmt: skip
+    """settings that neither data nor models depend on"""
 
     @classmethod
     def full(cls) -> Config:

@@ -24,7 +24,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,9 @@ class Config:
     """averaged over"""
     seed: int = 0
     recipe: Recipe = RECIPE
+
+    AFTERWARDS: ClassVar[tuple[str, ...]] = ("windows",)
+    """settings that neither data nor models depend on"""
 
     def __post_init__(self) -> None:
         check_range(self, "windows", 1, 10**6)

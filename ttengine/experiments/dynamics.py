@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -63,6 +64,9 @@ class Config:
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     film: bool = True
     """also render the first start's true and imagined rollouts side by side"""
+
+    AFTERWARDS: ClassVar[tuple[str, ...]] = ("seeds", "starts", "particles", "steps", "film")
+    """settings that neither data nor models depend on"""
 
     def __post_init__(self) -> None:
         check_unique([dataset_name(each) for each in self.datasets])

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,9 @@ class Config:
     """of training and of the planner; pairs and data have seed 0"""
     recipe: Recipe = SMALL
     plan: PlanConfig = PLAN
+
+    AFTERWARDS: ClassVar[tuple[str, ...]] = ("time_limit", "reached_m", "seeds", "plan")
+    """settings that neither data nor models depend on"""
 
     def __post_init__(self) -> None:
         check_range(self, "episodes", 2, 10**7)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ttengine.config import LIKELIHOOD, DataConfig, PlanConfig
 from ttengine.data.collect import CollectConfig
@@ -69,6 +69,11 @@ class Config:
     plan: PlanConfig = PLAN
     cloning_steps: int = 5_000
     """of behaviour cloning's optimiser; 0: no cloning"""
+
+    AFTERWARDS: ClassVar[tuple[str, ...]] = (
+        "bodies", "datasets", "seeds", "episodes", "workers", "plan", "cloning_steps",
+    )  # fmt: skip
+    """settings that neither data nor models depend on"""
 
     def __post_init__(self) -> None:
         unknown = [body for body in self.bodies if body not in BODIES]

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ttengine.config import EVERY_TOKEN, PAPER_ACTION, DataConfig, PlanConfig
 from ttengine.data.scores import normalized_score
@@ -82,6 +82,11 @@ class Config:
     """which ones the search tries. recipe: what suits a recipe's data, where it is known, else as plan says; plan: as
     plan.action says, for all"""
     baseline_steps: int = 5_000
+
+    AFTERWARDS: ClassVar[tuple[str, ...]] = (
+        "datasets", "binnings", "baselines", "seeds", "episodes", "workers", "plan", "actions", "baseline_steps",
+    )  # fmt: skip
+    """settings that neither data nor models depend on"""
 
     def __post_init__(self) -> None:
         for name, given, known in (

@@ -103,7 +103,7 @@ def _section(folder: Path, report: dict[str, Any]) -> str:
     if seconds:
         lines = [f"{name}: {_duration(each)}" for name, each in [*seconds.items(), ("together", sum(seconds.values()))]]
         parts.append(f"<h2>Wall time of every arm</h2><pre>{html.escape(chr(10).join(lines))}</pre>")
-    depends = {key: report[key] for key in ("experiment", "config", "versions")}
+    depends = {key: report[key] for key in ("experiment", "config", "versions", "models_of") if key in report}
     parts.append(f"<h2>What the numbers depend on</h2><pre>{html.escape(_lines(depends))}</pre>")
     return f"<section>{''.join(parts)}</section>"
 

@@ -37,6 +37,9 @@ from ttengine.stages import read_json, write_json
 Rows = list[dict[str, str | float]]
 """Measurements: one dict an episode, or whatever is measured; all of one arm have the same keys."""
 
+MADE = ("data", "models")
+"""Folders of a run with what its settings up to training make."""
+
 PACKAGES = ("ttengine", "torch", "numpy", "gymnasium", "gymnasium-robotics", "mujoco", "d3rlpy")
 
 
@@ -70,6 +73,8 @@ class Run:
         experiment: its name.
         config: its settings, a dataclass.
         fresh: begin anew: what another run left there is deleted; not with `only`.
+        models_of: folder of another run of the experiment, whose data and models a new run begins with; only the
+            settings that `config.AFTERWARDS` names may differ. A run that has begun keeps its own.
         console: where to say what happens.
         processes: None: arms are measured in this process, one after the other.
         only: names of arms; `measure` measures no others, and then exits.
@@ -77,7 +82,8 @@ class Run:
         missing: arm -> why it has no numbers.
         seconds: arm -> wall time of the attempt that finished it.
     Raises:
-        ConfigError: the folder holds a run with other settings or of another version; with `only`, it holds none.
+        ConfigError: the folder holds a run with other settings or of another version; with `only`, it holds none; or
+            `models_of` holds none whose data and models would be this one's.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class Run:
         config: Any,
         *,
         fresh: bool = False,
+        models_of: Path | None = None,
         console: Console | None = None,
         processes: Processes | None = None,
         only: Sequence[str] = (),
@@ -101,11 +108,18 @@ class Run:
         if only and not path.is_file():
             raise ConfigError(f"{out} holds no run whose arms could be measured; begin it without --arm")
         if only or (path.is_file() and not fresh and self._begun()):
-            self._check_same(read_json(path))
+            found = read_json(path)
+            self._check_same(out, found)
+            if "models_of" in found:
+                self.about["models_of"] = found["models_of"]
         else:
-            for name in ("arms", "data", "models", "paths"):
+            if models_of is not None:
+                self._check_models_of(models_of)
+            for name in ("arms", *MADE, "paths"):
                 shutil.rmtree(out / name, ignore_errors=True)
             self._spent.unlink(missing_ok=True)
+            if models_of is not None:
+                self._take_over(models_of)
         if not only:
             write_json(path, self.about)
         (out / "arms").mkdir(exist_ok=True)
@@ -125,15 +139,31 @@ class Run:
         """Whether anything was made: a run that was refused for its settings shall not stand in the way of better."""
         return any(any((self.out / name).glob("*")) for name in ("arms", "data", "models"))
 
-    def _check_same(self, found: Mapping[str, Any]) -> None:
+    def _check_same(self, folder: Path, found: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+        """Refuse a folder's run if it has another experiment, version or setting, `but` for some settings."""
         wanted = {**self.about, "versions": self.about["versions"]["ttengine"]}
         given = {**found, "versions": found.get("versions", {}).get("ttengine")}
+        for each in (wanted, given):
+            each["config"] = {name: value for name, value in (each.get("config") or {}).items() if name not in but}
         for what, value in wanted.items():
             if given.get(what) != value:
                 raise ConfigError(
-                    f"{self.out} holds a run with other {what}: {_difference(given.get(what), value)}; take another "
-                    "folder, or begin anew with --fresh"
+                    f"{folder} holds a run with other {what}: {_difference(given.get(what), value)}; take another "
+                    f"folder{'' if but else ', or begin anew with --fresh'}"
                 )
+
+    def _check_models_of(self, folder: Path) -> None:
+        if not (folder / "run.json").is_file():
+            raise ConfigError(f"{folder} holds no run whose models could be used")
+        if folder.resolve() == self.out.resolve():
+            raise ConfigError(f"{folder} is the run's own folder; a run with other settings needs one of its own")
+        self._check_same(folder, read_json(folder / "run.json"), self.config.AFTERWARDS)
+
+    def _take_over(self, folder: Path) -> None:
+        for name in MADE:
+            if (folder / name).is_dir():
+                shutil.copytree(folder / name, self.out / name)
+        self.about["models_of"] = str(folder)
 
     def measure(self, arms: Sequence[Arm], *, timed: bool = False) -> dict[str, Rows]:
         """Measure every arm that is not measured yet; a failed one is named in `missing` and tried again next time.
