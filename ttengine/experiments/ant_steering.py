@@ -17,8 +17,8 @@ Array = npt.NDArray[np.float64]
 ANKLE_SIGNS = np.array([-1.0, 1.0, -1.0, 1.0])
 """Of leg i, as seen from the next leg's place: Ant's ankle axes are not turned copies of one another."""
 TIER, NOISE = "medium", 0.1
-"""Which of the shipped ants walks, and the standard deviation of what is added to its mean actions. The expert runs four
-metres a second, and tips over six times as often where it turns."""
+"""Which shipped ant walks, and the standard deviation of what is added to its mean actions. The expert runs four metres
+a second, and tips over six times as often where it turns."""
 USUAL_YAW = -0.6
 """Radians: how that ant's body is turned while it runs along +x; mean of three times 600 steps in Ant-v4."""
 
