@@ -83,9 +83,7 @@ class Config:
     temperature: float = 10.0
     """inverse, of IQL's policy; the authors' for mazes"""
 
-    AFTERWARDS: ClassVar[tuple[str, ...]] = (
-        "max_steps", "seeds", "episodes", "workers", "plan", "critic_steps", "expectile", "temperature",
-    )  # fmt: skip
+    AFTERWARDS: ClassVar[tuple[str, ...]] = ("max_steps", "seeds", "episodes", "workers", "plan")
     """settings that neither data nor models depend on"""
 
     @classmethod
@@ -127,7 +125,7 @@ def run(run: Run, config: Config) -> Report:
     data = _load(config.dataset) if config.dataset else _collected(run, config)
     arms = []
     for seed in config.seeds:
-        critic = _Once(partial(_critic, config, data, seed))
+        critic = _Once(partial(_critic, run, config, data, seed))
         mazes = {
             method: partial(Maze, body, config.max_steps, paths=run.out / "paths" / f"{method} {seed}")
             for method in METHODS
@@ -186,10 +184,11 @@ def _load(dataset: str) -> Trajectories:
     return data
 
 
-def _critic(config: Config, data: Trajectories, seed: int) -> Any:
+def _critic(run: Run, config: Config, data: Trajectories, seed: int) -> Any:
     settings = {"expectile": config.expectile, "weight_temp": config.temperature, "gamma": config.plan.discount}
     costly = dataclasses.replace(data, rewards=data.rewards - np.float32(STEP_COST))
-    return fit_baseline("IQL", costly, config.critic_steps, seed, **settings)
+    kept = run.out / "models" / f"critic-seed{seed}.safetensors"
+    return fit_baseline("IQL", costly, config.critic_steps, seed, kept, **settings)
 
 
 def _policy(config: Config, maze: Callable[[], Any], critic: _Once, seed: int) -> Rows:

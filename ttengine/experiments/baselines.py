@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import logging
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from ttengine.checkpoint import read_tensors, write_tensors
 from ttengine.data.trajectories import Trajectories
-from ttengine.errors import MissingExtraError
+from ttengine.errors import ConfigError, MissingExtraError
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -19,6 +22,8 @@ ALGORITHMS = {"BC": "BCConfig", "CQL": "CQLConfig", "IQL": "IQLConfig", "DT": "D
 
 REWARD_SCALE = 1e-3
 """Of the Decision Transformer, which reads returns as inputs."""
+
+FORMAT = "ttengine.baseline/1"
 
 
 class Policy(Protocol):
@@ -81,7 +86,9 @@ def require_d3rlpy() -> Any:
     return d3rlpy
 
 
-def fit_baseline(algorithm: str, data: Trajectories, steps: int, seed: int, **changes: Any) -> Policy:
+def fit_baseline(
+    algorithm: str, data: Trajectories, steps: int, seed: int, kept: Path | None = None, **changes: Any
+) -> Policy:
     """Train a baseline on the data and return its policy.
 
     Args:
@@ -89,9 +96,12 @@ def fit_baseline(algorithm: str, data: Trajectories, steps: int, seed: int, **ch
         data: to learn from; true terminals end an episode, time-outs cut it.
         steps: of the optimiser: 256 transitions each, of the Decision Transformer 64 sequences of 20.
         seed: of weights and batches.
-        changes: of d3rlpy's settings.
+        kept: file (.safetensors) of its networks: read if it is there, else written. The data are taken to be the same.
+        changes: of d3rlpy's settings; JSON values.
     Raises:
         MissingExtraError: d3rlpy is not installed.
+        ConfigError: `kept` was trained with other settings.
+        CheckpointError: `kept` is damaged.
     """
     d3rlpy = require_d3rlpy()
     d3rlpy.seed(seed)
@@ -103,16 +113,41 @@ def fit_baseline(algorithm: str, data: Trajectories, steps: int, seed: int, **ch
         data.timeouts.astype(np.float32),
     )
     scalers = d3rlpy.preprocessing
+    mean, std = (getattr(data.observations, each)(axis=0, dtype=np.float64) for each in ("mean", "std"))
     settings: dict[str, Any] = {
-        "observation_scaler": scalers.StandardObservationScaler(),
-        "action_scaler": scalers.MinMaxActionScaler(),
+        "observation_scaler": scalers.StandardObservationScaler(mean=mean, std=std),
+        "action_scaler": scalers.MinMaxActionScaler(minimum=data.actions.min(axis=0), maximum=data.actions.max(axis=0)),
         "batch_size": 256,
     }
     if algorithm == "DT":
         settings |= {"batch_size": 64, "reward_scaler": scalers.MultiplyRewardScaler(REWARD_SCALE)}
     learner = getattr(d3rlpy.algos, ALGORITHMS[algorithm])(**settings | changes).create(device=None)
-    quiet = d3rlpy.logging.NoopAdapterFactory()
-    learner.fit(dataset, n_steps=steps, n_steps_per_epoch=steps, show_progress=False, logger_adapter=quiet)
+    about = {"algorithm": algorithm, "steps": steps, "seed": seed, **changes}
+    if kept is not None and kept.is_file():
+        learner.build_with_dataset(dataset)
+        _read(learner, kept, about)
+    else:
+        quiet = d3rlpy.logging.NoopAdapterFactory()
+        learner.fit(dataset, n_steps=steps, n_steps_per_epoch=steps, show_progress=False, logger_adapter=quiet)
+        if kept is not None:
+            write_tensors(kept, _weights(learner), FORMAT, about)
     if algorithm == "DT":
         return _Conditioned(learner, float(data.episode_returns.max()))
     return _Reactive(learner)
+
+
+def _weights(learner: Any) -> dict[str, Tensor]:
+    """The networks' own tensors, by name: what is copied into them is theirs."""
+    networks = learner.impl.modules.get_torch_modules()
+    return {f"{net}.{name}": tensor for net, each in networks.items() for name, tensor in each.state_dict().items()}
+
+
+def _read(learner: Any, kept: Path, about: dict[str, Any]) -> None:
+    found, made_with = read_tensors(kept, FORMAT)
+    differing = [f"{key} is {made_with.get(key)} there, {value} now" for key, value in about.items()
+                 if made_with.get(key) != value]  # fmt: skip
+    weights = _weights(learner)
+    if differing or found.keys() != weights.keys():
+        raise ConfigError(f"{kept} holds another critic or policy: {', '.join(differing) or 'other networks'}")
+    for name, tensor in weights.items():
+        tensor.copy_(found[name])
