@@ -17,9 +17,10 @@ from ttengine.data.files import save_dataset
 from ttengine.data.trajectories import Trajectories
 from ttengine.data.windows import tokenise
 from ttengine.engines import Candidates
-from ttengine.errors import DataError, MissingExtraError
+from ttengine.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from ttengine.experiments.ant_steering import Walker, renumber, turned, turned_back
 from ttengine.experiments.antmaze import Config, Critic, _load, _report, run
+from ttengine.experiments.baselines import fit_baseline
 from ttengine.experiments.maze import Maze, reached
 from ttengine.experiments.maze_map import CELL_M, FREE, GOAL, MEDIUM, START, cell_of, cells, middle, next_cells
 from ttengine.experiments.maze_walks import wander
@@ -151,11 +152,29 @@ def test_data_of_another_maze_and_missing_packages_are_refused_at_once(
         run(Run(tmp_path / "run", "antmaze", Config()), Config())
 
 
+def test_a_critic_that_was_kept_is_read_and_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, kept = wander("point", 300, 30, seed=0), tmp_path / "critic.safetensors"
+    fitted = fit_baseline("IQL", data, 5, 0, kept, gamma=0.9).learner
+    fresh = fit_baseline("IQL", data, 1, 1, gamma=0.9).learner
+    monkeypatch.setattr(type(fitted), "fit", lambda *_, **__: pytest.fail("it was trained again"))
+    read = fit_baseline("IQL", data, 5, 0, kept, gamma=0.9).learner
+    pairs = data.observations[:50], data.actions[:50]
+    np.testing.assert_array_equal(read.predict(pairs[0]), fitted.predict(pairs[0]))
+    np.testing.assert_array_equal(read.predict_value(*pairs), fitted.predict_value(*pairs))
+    assert not np.array_equal(read.predict_value(*pairs), fresh.predict_value(*pairs))
+    with pytest.raises(ConfigError, match=r"another critic or policy: steps is 5 there, 6 now, gamma is 0\.9 there, 0"):
+        fit_baseline("IQL", data, 6, 0, kept, gamma=0.5)
+    kept.write_bytes(kept.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match="truncated"):
+        fit_baseline("IQL", data, 5, 0, kept, gamma=0.9)
+
+
 @pytest.mark.parametrize("body", ["point", "ant"])
 def test_the_experiment_runs_from_data_to_page(body: str, tmp_path: Path) -> None:
     out = tmp_path / "maze"
     assert cli.main(["experiment", "antmaze", "--out", str(out), "--body", body, "--jobs", "1", *TOY]) == cli.DONE
     assert {row["arm"] for row in read_rows(out / "results.csv")} == {"return 0", "Q 0", "IQL 0"}
+    assert (out / "models" / "critic-seed0.safetensors").is_file()
     assert (out / "report.html").read_text().count("data:image/png") == 2
 
 
