@@ -10,6 +10,7 @@ import pytest
 from ttengine.data.files import save_dataset
 from ttengine.data.trajectories import Trajectories
 from ttengine.errors import ConfigError, DataError, MissingExtraError
+from ttengine.experiments import four_rooms_walks as walks
 from ttengine.experiments import goals
 from ttengine.experiments.ingredients import Recipe
 from ttengine.experiments.report import write_report
@@ -107,10 +108,10 @@ def test_the_shortest_way_leads_through_doors() -> None:
 
 
 @pytest.fixture(scope="module")
-def wandered() -> tuple[goals.Config, goals.Pairs, Trajectories]:
+def wandered() -> tuple[goals.Config, walks.Pairs, Trajectories]:
     config = dataclasses.replace(TINY, episodes=60, episode_steps=40, pairs=20)
-    pairs = goals.draw_pairs(config.pairs)
-    return config, pairs, goals.wander(config, pairs)
+    pairs = walks.draw_pairs(config.pairs)
+    return config, pairs, walks.wander(pairs, config.episodes, config.episode_steps, config.held_out_m)
 
 
 def test_the_wanderer_stays_on_the_floor_and_gets_around(wandered) -> None:
@@ -138,31 +139,30 @@ def test_no_logged_episode_shows_a_held_out_way(wandered) -> None:
 def test_only_the_way_from_start_to_goal_counts_not_the_way_back() -> None:
     pairs = np.array([[[0.0, 0.0], [2.0, 0.0]], [[2.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [9.0, 0.0]]])
     path = np.array([[0.4, 0.0], [1.0, 0.0], [1.6, 0.0]])
-    assert goals.connected(path, pairs, 0.5).tolist() == [True, False, False]
-    assert goals.connected(path, pairs, 0.3).tolist() == [False, False, False]
+    assert walks.connected(path, pairs, 0.5).tolist() == [True, False, False]
+    assert walks.connected(path, pairs, 0.3).tolist() == [False, False, False]
 
 
 def test_data_that_show_a_held_out_way_or_hold_rewards_are_refused(wandered) -> None:
     config, _, data = wandered
     shown = np.stack([data.observations[45, :2], data.observations[60, :2]])[None].astype(np.float64)
     with pytest.raises(DataError, match=r"episode 1 leads from the start to the goal of held-out pair 0"):
-        goals.check_data(data, shown, config.held_out_m)
+        walks.check_data(data, shown, config.held_out_m)
     rewarded = dataclasses.replace(data, rewards=np.ones_like(data.rewards))
     with pytest.raises(DataError, match="holds rewards"):
-        goals.check_data(rewarded, goals.draw_pairs(1), config.held_out_m)
+        walks.check_data(rewarded, walks.draw_pairs(1), config.held_out_m)
 
 
 def test_pairs_that_leave_no_episode_are_an_error_not_an_endless_search() -> None:
-    config = dataclasses.replace(TINY, episode_steps=100, held_out_m=2.0)
     with pytest.raises(DataError, match="hold out fewer pairs"):
-        goals.wander(config, goals.draw_pairs(200))
+        walks.wander(walks.draw_pairs(200), TINY.episodes, episode_steps=100, held_out_m=2.0)
 
 
 def test_pairs_lie_in_different_rooms_and_are_those_of_their_seed() -> None:
-    pairs = goals.draw_pairs(40)
+    pairs = walks.draw_pairs(40)
     assert all(four_rooms.room(start) != four_rooms.room(goal) for start, goal in pairs)
     assert four_rooms.clearance(pairs).min() > four_rooms.RADIUS
-    assert (goals.draw_pairs(10) == pairs[:10]).all() and not (goals.draw_pairs(10, seed=1) == pairs[:10]).any()
+    assert (walks.draw_pairs(10) == pairs[:10]).all() and not (walks.draw_pairs(10, seed=1) == pairs[:10]).any()
 
 
 # --- the measure ----------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_the_experiment_runs_from_data_to_page_and_goes_on_where_it_was(tmp_path
 
 def test_data_of_another_making_in_the_folder_are_refused_before_training(tmp_path: Path) -> None:
     run = Run(tmp_path, "goals", TINY)
-    start, goal = goals.draw_pairs(TINY.pairs)[0]
+    start, goal = walks.draw_pairs(TINY.pairs)[0]
     observations = np.zeros((2, 4), np.float32)
     observations[:, :2] = start, goal
     zeros = np.zeros(2, np.float32)

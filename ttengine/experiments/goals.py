@@ -1,10 +1,8 @@
 """Goals: likelihood beam search with a goal in front, in four rooms, from the logs of a wanderer and no reward.
 
 The model reads an observation of the episode's future before everything else (a goal), so its likeliest sequences are
-those that lead there. Held out are pairs of a start and a goal: they are drawn first, in different rooms, and an
-episode of the wanderer that comes within `held_out_m` of a pair's start and, at that step or later, within `held_out_m`
-of its goal is not kept. So no logged episode shows a way from the one to the other, in any part; that is checked on the
-data that are trained on.
+those that lead there. Pairs of a start and a goal are held out: no logged episode shows a way from the one to the
+other, in any part; that is checked on the data that are trained on.
 
 Source: Janner et al. 2021, section 4.2, "Goal-conditioned reinforcement learning".
 """
@@ -18,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +27,8 @@ from ttengine.controller import Controller, act_together
 from ttengine.data.files import save_dataset
 from ttengine.data.load import load_dataset
 from ttengine.data.trajectories import Trajectories
-from ttengine.errors import ConfigError, DataError, DataWarning, require
+from ttengine.errors import ConfigError, DataWarning, require
+from ttengine.experiments.four_rooms_walks import WANDER_STREAM, Pairs, check_data, draw_pairs, wander
 from ttengine.experiments.ingredients import PAPER, Recipe, mean_and_spread, trained
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run
@@ -37,19 +36,10 @@ from ttengine.planner import Planner
 from ttengine.viz.maps import Paths, plot_paths
 from ttengine.viz.plots import check_plot_path
 
-if TYPE_CHECKING:
-    from ttengine.experiments.four_rooms import FourRooms
-
 FloatArray = npt.NDArray[np.float32]
-Pairs = npt.NDArray[np.float64]
-"""[pairs, 2, 2] float64: of each its start and its goal, (x, y) in metres."""
 Act = Callable[[list[int], list[FloatArray]], Sequence[FloatArray]]
 """Which pairs are under way, and their observations [4] -> an action [2] for each."""
 
-PAIR_STREAM, DATA_STREAM, WANDER_STREAM = 1, 2, 3
-"""Kinds of randomness: each is a generator of its own, keyed by (seed, stream, ...)."""
-MOST_REFUSED = 200
-"""Episodes that may be refused in a row before the held-out pairs are said to leave nothing."""
 TARGET = 0.9
 """Share of the held-out pairs that are to be reached."""
 DRAWN = 60
@@ -144,111 +134,11 @@ def check_requirements(picture: Path) -> None:
     check_plot_path(picture)
 
 
-# --- held-out pairs and data ----------------------------------------------------------------------------------------
-
-
-def draw_pairs(pairs: int, seed: int = 0) -> Pairs:
-    """Draw pairs of a start and a goal in different rooms, uniformly over free positions."""
-    from ttengine.experiments.four_rooms import free_point, room
-
-    rng = np.random.default_rng([seed, PAIR_STREAM])
-    drawn: list[list[npt.NDArray[np.float64]]] = []
-    while len(drawn) < pairs:
-        start, goal = free_point(rng), free_point(rng)
-        if room(start) != room(goal):
-            drawn.append([start, goal])
-    return np.array(drawn)
-
-
-def connected(positions: npt.ArrayLike, pairs: Pairs, within_m: float) -> npt.NDArray[np.bool_]:
-    """Say which pairs an episode connects: it is near the start, and at that step or later near the goal.
-
-    Args:
-        positions: [T, 2] of the ball, in their order, metres.
-        pairs: of starts and goals.
-        within_m: how near is near.
-    Returns:
-        [pairs] bool.
-    """
-    apart = np.linalg.norm(np.asarray(positions)[:, None, None] - pairs, axis=-1)  # [T, pairs, start or goal]
-    near = apart <= within_m
-    been = np.logical_or.accumulate(near[:, :, 0], axis=0)
-    both: npt.NDArray[np.bool_] = (been & near[:, :, 1]).any(axis=0)
-    return both
-
-
-def wander(config: Config, pairs: Pairs, seed: int = 0) -> Trajectories:
-    """Log a wanderer; episodes that connect a held-out pair are not kept.
-
-    Returns:
-        Episodes of `episode_steps` transitions each, rewards 0, each ended by the time limit.
-    Raises:
-        DataError: the pairs leave hardly an episode.
-    """
-    from ttengine.experiments.four_rooms import FourRooms, Wanderer
-
-    env, tried, refused = FourRooms(config.episode_steps), 0, 0
-    kept: list[tuple[FloatArray, FloatArray]] = []
-    while len(kept) < config.episodes:
-        wanderer = Wanderer(np.random.default_rng([seed, DATA_STREAM, tried]))
-        observations, actions = _episode(env, wanderer.act, int(np.random.default_rng([seed, tried]).integers(2**31)))
-        tried += 1
-        if connected(observations[:, :2], pairs, config.held_out_m).any():
-            refused += 1
-            if refused == MOST_REFUSED:
-                raise DataError(
-                    f"{refused} episodes in a row connect one of the {len(pairs)} held-out pairs; hold out fewer "
-                    "pairs, make held_out_m smaller, or make episodes shorter"
-                )
-            continue
-        kept.append((observations[:-1], actions))
-        refused = 0
-    timeouts = np.zeros((len(kept), config.episode_steps), np.bool_)
-    timeouts[:, -1] = True
-    return Trajectories(
-        np.concatenate([observations for observations, _ in kept]),
-        np.concatenate([actions for _, actions in kept]),
-        np.zeros(timeouts.size, np.float32),
-        np.zeros(timeouts.size, np.bool_),
-        timeouts.ravel(),
-        name="four-rooms-wanderer",
-        metadata={"made_by": "ttengine experiment goals", "episodes_tried": tried, "seed": seed},
-    )
-
-
-def _episode(env: FourRooms, act: Callable[[FloatArray], FloatArray], seed: int) -> tuple[FloatArray, FloatArray]:
-    """Return an episode's observations [T+1, 4] and actions [T, 2], to its time limit."""
-    observation, _ = env.reset(seed=seed)
-    observations, actions, over = [observation], [], False
-    while not over:
-        actions.append(act(observation))
-        observation, _, _, over, _ = env.step(actions[-1])
-        observations.append(observation)
-    return np.stack(observations), np.stack(actions)
-
-
-def check_data(data: Trajectories, pairs: Pairs, within_m: float) -> None:
-    """Refuse data that show a held-out way, or hold rewards.
-
-    Raises:
-        DataError: they do.
-    """
-    if data.rewards.any():
-        raise DataError(f"{data.name} holds rewards; goals are to be reached without")
-    for e, rows in enumerate(data.episodes()):
-        shown = connected(data.observations[rows, :2], pairs, within_m)
-        if shown.any():
-            raise DataError(
-                f"{data.name}: episode {e} leads from the start to the goal of held-out pair {int(np.argmax(shown))}; "
-                "begin anew with --fresh"
-            )
-
-
 def _wandered(run: Run, config: Config, pairs: Pairs) -> Trajectories:
     """Return the wanderer's logs, collected once for a run and checked in every one."""
     path = run.out / "data" / "wanderer.hdf5"
     if not path.is_file():
-        save_dataset(wander(config, pairs), path)
+        save_dataset(wander(pairs, config.episodes, config.episode_steps, config.held_out_m), path)
     data = load_dataset(path)
     check_data(data, pairs, config.held_out_m)
     return data
