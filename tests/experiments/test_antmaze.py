@@ -22,7 +22,7 @@ from ttengine.experiments.ant_steering import Walker, renumber, turned, turned_b
 from ttengine.experiments.antmaze import Config, Critic, _load, _report, run
 from ttengine.experiments.baselines import fit_baseline
 from ttengine.experiments.maze import Maze, reached
-from ttengine.experiments.maze_map import CELL_M, FREE, GOAL, MEDIUM, START, cell_of, cells, middle, next_cells
+from ttengine.experiments.maze_map import FRAMES, FREE, GOAL, MEDIUM, MINARI, START, Frame, cells, next_cells
 from ttengine.experiments.maze_walks import wander
 from ttengine.experiments.run import Run, read_rows
 
@@ -31,21 +31,21 @@ TOY = ["--transitions", "600", "--episodes", "1", "--max-steps", "4", "--critic-
        "--plan.beam-width", "2"]  # fmt: skip
 
 
-@pytest.mark.parametrize("body", ["point", "ant"])
-def test_walls_stand_where_the_map_says_and_the_goal_ends_an_episode(body: str, tmp_path: Path) -> None:
-    env = Maze(body, max_steps=3, paths=tmp_path)
+@pytest.mark.parametrize(("body", "frame"), [("point", FRAMES["point"]), ("ant", FRAMES["ant"]), ("ant", MINARI)])
+def test_walls_stand_where_the_map_says_and_the_goal_ends_an_episode(body: str, frame: Frame, tmp_path: Path) -> None:
+    env = Maze(body, max_steps=3, paths=tmp_path, frame=frame)
     observation, _ = env.reset(seed=3)
-    assert cell_of(env.position, CELL_M[body]) == START and env.observation_space.contains(observation)
+    assert frame.cell_of(env.position) == START and env.observation_space.contains(observation)
     names = [env.inner.model.geom(i).name for i in range(env.inner.model.ngeom)]
     boxes = [env.inner.model.geom_pos[i, :2] for i, name in enumerate(names) if name.startswith("block")]
-    assert sorted(cell_of(box, CELL_M[body]) for box in boxes) == cells("#")
+    assert sorted(frame.cell_of(box) for box in boxes) == cells("#")
     ends = [env.step(np.zeros(env.action_space.shape, np.float32))[1:4] for _ in range(3)]
     assert ends == [(0.0, False, False)] * 2 + [(0.0, False, True)]
-    assert not reached(np.load(tmp_path / "3.npy"), body)
+    assert not reached(np.load(tmp_path / "3.npy"), frame)
     env.reset(seed=4)
     env.inner.data.qpos[:2] = env.goal
     assert env.step(np.zeros(env.action_space.shape, np.float32))[1:4] == (1.0, True, False)
-    assert reached(np.load(tmp_path / "4.npy"), body)
+    assert reached(np.load(tmp_path / "4.npy"), frame)
 
 
 def test_the_way_leads_from_every_free_cell_to_the_goal() -> None:
@@ -56,17 +56,19 @@ def test_the_way_leads_from_every_free_cell_to_the_goal() -> None:
         assert abs(here[0] - there[0]) + abs(here[1] - there[1]) == 1 and MEDIUM[there[0]][there[1]] != "#"
         here, steps = there, steps + 1
     assert steps == 10
-    assert all(cell_of(middle(cell, 4.0), 4.0) == cell for cell in ways)
+    assert all(frame.cell_of(frame.middle(cell)) == cell for cell in ways for frame in (FRAMES["ant"], MINARI))
+    np.testing.assert_array_equal(FRAMES["ant"].middle(GOAL) - FRAMES["ant"].zero, [20.0, 20.0])  # D4RL's
+    np.testing.assert_array_equal(MINARI.middle(GOAL), [10.0, -10.0])
 
 
 def test_no_logged_walk_of_the_point_leads_from_the_start_to_the_goal() -> None:
     data = wander("point", 20_000, Config().episode_steps, seed=1)
     starts, ends = data.episode_starts, data.episode_ends
-    from_start = [cell_of(data.observations[i, :2], 1.0) == START for i in starts]
+    from_start = [FRAMES["point"].cell_of(data.observations[i, :2]) == START for i in starts]
     assert any(from_start) and data.terminals.any()
     assert not any(data.terminals[end - 1] for end, begins in zip(ends, from_start, strict=True) if begins)
     assert (data.rewards == data.terminals).all()
-    assert all(cell_of(position, 1.0) in FREE for position in data.observations[:, :2])
+    assert all(FRAMES["point"].cell_of(position) in FREE for position in data.observations[:, :2])
 
 
 def test_walks_are_whole_reproducible_and_the_same_for_any_number_of_processes() -> None:
@@ -143,7 +145,8 @@ def test_data_of_another_maze_and_missing_packages_are_refused_at_once(
         save_dataset(Trajectories(observations, actions, rewards, np.zeros(20, bool), ends), path)
         return str(path)
 
-    assert _load(write(29, 0.0, 1.0)).observation_dim == 29
+    data, frame = _load(write(29, 0.0, 1.0))
+    assert data.observation_dim == 29 and frame == FRAMES["ant"]
     for dims, x, reward, why in ((27, 0.0, 1.0, "27 observation"), (29, 9.0, 1.0, "walls"), (29, 0.0, 0.0, "reward")):
         with pytest.raises(DataError, match=why):
             _load(write(dims, x, reward))
@@ -169,6 +172,45 @@ def test_a_critic_that_was_kept_is_read_and_not_trained_again(tmp_path: Path, mo
         fit_baseline("IQL", data, 5, 0, kept, gamma=0.9)
 
 
+@pytest.fixture
+def minaris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A Minari dataset of the ant's maze: one of two episodes comes by the evaluated goal, and stays there."""
+    minari, gymnasium = pytest.importorskip("minari"), pytest.importorskip("gymnasium")
+    pytest.importorskip("h5py")
+    from minari.data_collector import EpisodeBuffer
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    env, buffers = gymnasium.make("AntMaze_Medium-v4", continuing_task=True), []
+    actions = np.random.default_rng(0).uniform(-0.1, 0.1, (30, 8)).astype(np.float32)
+    for e, goal in enumerate((MINARI.middle(GOAL), MINARI.middle(START))):
+        seen = [env.reset(seed=e, options={"reset_cell": np.array(START), "goal_cell": np.array(GOAL)})[0]]
+        for t in range(30):
+            if t == 20:
+                env.unwrapped.data.qpos[:2] = goal + 0.01
+            seen.append(env.step(actions[t])[0])
+        ends = [t == 29 for t in range(30)]
+        observations = {key: np.stack([each[key] for each in seen]) for key in seen[0]}
+        buffers.append(EpisodeBuffer(id=e, observations=observations, actions=actions,
+                                     rewards=[1.0] * 30, terminations=[False] * 30, truncations=ends))  # fmt: skip
+    minari.create_dataset_from_buffers("D4RL/antmaze/medium-play-v1", buffers, env=env, data_format="hdf5")
+    env.close()
+    return "D4RL/antmaze/medium-play-v1"
+
+
+@pytest.mark.filterwarnings("ignore:.*is set to None:UserWarning")
+def test_minaris_ants_are_placed_and_rewarded_for_the_evaluated_goal(minaris: str, tmp_path: Path) -> None:
+    data, frame = _load(minaris)
+    assert frame == MINARI and data.observation_dim == 29
+    starts = data.observations[data.episode_starts]
+    assert all(frame.cell_of(each[:2]) == START for each in starts) and (starts[:, 2] > 0.5).all()  # then the height
+    assert data.episode_lengths.tolist() == [21, 30] and data.rewards.nonzero()[0].tolist() == [20]
+    assert data.terminals.nonzero()[0].tolist() == [20] and data.timeouts.nonzero()[0].tolist() == [50]
+    env = Maze("ant", frame=frame)
+    np.testing.assert_allclose(env.reset(seed=0)[0][:2], frame.middle(START), atol=1.1)
+    assert cli.main(["experiment", "antmaze", "--out", str(tmp_path / "run"), "--dataset", minaris, "--jobs", "1", *TOY,
+                     "--recipe.window", "4"]) == cli.DONE  # fmt: skip
+
+
 @pytest.mark.parametrize("body", ["point", "ant"])
 def test_the_experiment_runs_from_data_to_page(body: str, tmp_path: Path) -> None:
     out = tmp_path / "maze"
@@ -184,4 +226,4 @@ def test_claims_follow_from_the_numbers(tmp_path: Path) -> None:
 
     folder, data = Run(tmp_path / "other", "antmaze", Config()), wander("point", 300, 30, seed=0)
     found = {"return 0": rows(0, 0, 0, 1), "Q 0": rows(1, 1, 0, 0), "IQL 0": rows(0, 1, 0, 1)}
-    assert list(_report(folder, Config(), data, found).checks.values()) == [True, False]
+    assert list(_report(folder, Config(), data, FRAMES["point"], found).checks.values()) == [True, False]

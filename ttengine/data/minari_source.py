@@ -1,7 +1,8 @@
 """Minari datasets: read one by id or by folder, and write trajectories as one.
 
 Minari keeps T+1 observations an episode; the last, seen after the last action, has no transition of its own and is not
-read. A dictionary observation with the key `observation` (goal environments) gives that part; the goals stay behind.
+read. Of a dictionary observation the key `observation` is read (goal environments); the goals stay behind. The ant's
+mazes do not observe there where the ant is: the achieved goal, (x, y), is put in front, as D4RL has it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from ttengine.errors import (
 
 KEPT_METADATA = ("description", "algorithm_name", "minari_version", "ref_min_score", "ref_max_score", "total_episodes")
 OUR_METADATA = "ttengine"
+POSITION_APART = "AntMaze"
+"""Environments whose ids begin so observe a position only as the goal that is achieved."""
 
 
 def dataset_ids() -> list[str]:
@@ -97,8 +100,11 @@ def _read(dataset: Any, observation_columns: int | str | None) -> Trajectories:
         raise DataError(f"{name}: the dataset is empty (0 transitions)")
     rows: dict[str, npt.NDArray[Any]] = {}
     start, width = 0, 0
+    placed = dataset.env_spec is not None and dataset.env_spec.id.startswith(POSITION_APART)
     for episode in _episodes(dataset):
         observations = _numbers(episode.observations, "observations", name)
+        if placed and isinstance(episode.observations, dict):
+            observations = np.hstack([_numbers(episode.observations["achieved_goal"], "positions", name), observations])
         actions = _numbers(episode.actions, "actions", name)
         length = len(episode.rewards)
         if len(observations) != length + 1 or len(actions) != length or start + length > steps:

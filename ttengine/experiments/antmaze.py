@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ from ttengine.experiments.ingredients import (
     policy_episodes,
     trained,
 )
-from ttengine.experiments.maze_map import CELL_M, FREE, cell_of, walls
+from ttengine.experiments.maze_map import FRAMES, FREE, GOAL, MINARI, REACHED_M, Frame
 from ttengine.experiments.report import Report, Table
 from ttengine.experiments.run import Arm, Rows, Run, cores
 from ttengine.viz.bars import Bars, plot_bars
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 PLAN = PlanConfig(horizon=10, beam_width=32)
 STEP_COST = 1.0
 """Taken off every reward for IQL, as its authors do in these mazes."""
+ANT_DIMS = 29
+"""Of an observation in the maze: x, y, then Ant-v4's 27."""
 METHODS = {"return": "TT, return", "Q": "TT, IQL's Q", "IQL": "IQL's policy"}
 
 
@@ -61,7 +64,8 @@ class Config:
     body: Literal["point", "ant"] = "point"
     """what moves"""
     dataset: str | None = None
-    """a file or id such as antmaze-medium-play-v2, in place of collected walks; the body is then the ant"""
+    """a file or id such as antmaze-medium-play-v2 or D4RL/antmaze/medium-play-v1, in place of collected walks; the body
+    is then the ant"""
     transitions: int = 100_000
     """logged"""
     episode_steps: int = 100
@@ -122,12 +126,12 @@ def run(run: Run, config: Config) -> Report:
     from ttengine.experiments.maze import Maze
 
     body: Body = config.body if config.dataset is None else "ant"
-    data = _load(config.dataset) if config.dataset else _collected(run, config)
+    data, frame = _load(config.dataset) if config.dataset else (_collected(run, config), FRAMES[body])
     arms = []
     for seed in config.seeds:
         critic = _Once(partial(_critic, run, config, data, seed))
         mazes = {
-            method: partial(Maze, body, config.max_steps, paths=run.out / "paths" / f"{method} {seed}")
+            method: partial(Maze, body, config.max_steps, paths=run.out / "paths" / f"{method} {seed}", frame=frame)
             for method in METHODS
         }
         arms += [
@@ -135,7 +139,7 @@ def run(run: Run, config: Config) -> Report:
             Arm(f"IQL {seed}", partial(_policy, config, mazes["IQL"], critic, seed), group=f"critic {seed}"),
             Arm(f"Q {seed}", partial(_search, run, config, mazes["Q"], data, seed, critic), group=f"critic {seed}"),
         ]
-    return _report(run, config, data, run.measure(arms))
+    return _report(run, config, data, frame, run.measure(arms))
 
 
 class _Once:
@@ -161,27 +165,48 @@ def _collected(run: Run, config: Config) -> Trajectories:
     return load_dataset(path)
 
 
-def _load(dataset: str) -> Trajectories:
-    """Read a user's data, and see that they are of this maze and this ant.
+def _load(dataset: str) -> tuple[Trajectories, Frame]:
+    """Read a user's data, see that they are of this maze and this ant, and where its cells lie.
 
     Raises:
-        DataError: other dims, positions in walls, or no reward at all.
+        DataError: another environment, other dims, positions in walls, or no reward at all.
     """
-    from ttengine.experiments.maze import observed_from
-
     data = load_dataset(dataset)
-    if (data.observation_dim, data.action_dim) != (29, 8):
+    env_id = str(data.metadata.get("env_id", ""))
+    minaris = env_id.startswith("AntMaze")
+    if minaris and not env_id.startswith("AntMaze_Medium"):
+        raise DataError(f"{dataset} is of {env_id}, the experiment's maze is AntMaze_Medium")
+    if minaris and data.observation_dim > ANT_DIMS:  # a later Ant observes contact forces too
+        data = dataclasses.replace(data, observations=data.observations[:, :ANT_DIMS])
+    if (data.observation_dim, data.action_dim) != (ANT_DIMS, 8):
         raise DataError(
             f"{dataset} has {data.observation_dim} observation and {data.action_dim} action dims; the ant in the maze "
-            "has 29 (x, y, then Ant-v4's 27) and 8"
+            f"has {ANT_DIMS} (x, y, then Ant-v4's 27) and 8"
         )
-    some = data.observations[:: max(1, len(data) // 10_000), :2] + observed_from("ant")
-    outside = float(np.mean([cell_of(position, CELL_M["ant"]) not in FREE for position in some]))
+    frame = MINARI if minaris else FRAMES["ant"]
+    some = data.observations[:: max(1, len(data) // 10_000), :2] + frame.zero
+    outside = float(np.mean([frame.cell_of(position) not in FREE for position in some]))
     if outside > 0.05:
         raise DataError(f"{dataset}: {100 * outside:.0f} % of its positions lie in walls of the medium maze")
+    if minaris:
+        data = _rewarded_at(data, frame.middle(GOAL) - frame.zero)
     if not (data.rewards > 0).any():
         raise DataError(f"{dataset} has no reward above 0: it never comes by the goal")
-    return data
+    return data, frame
+
+
+def _rewarded_at(data: Trajectories, goal: npt.NDArray[np.float64]) -> Trajectories:
+    """Return data that are rewarded for coming by a goal, [2] as observed, which ends an episode.
+
+    Minari's rewards are for a goal of each episode's own, and its episodes go on there. What follows on the goal begins
+    another episode.
+    """
+    there = np.linalg.norm(data.observations[:, :2] - goal, axis=1) <= REACHED_M
+    ends = data.terminals | data.timeouts
+    comes = np.append(there[1:] & ~ends[:-1], False)
+    kept = {"rewards": comes.astype(np.float32), "terminals": comes, "timeouts": ends & ~comes}
+    kept |= {"observations": data.observations, "actions": data.actions}
+    return dataclasses.replace(data, **{name: array[~there] for name, array in kept.items()})
 
 
 def _critic(run: Run, config: Config, data: Trajectories, seed: int) -> Any:
@@ -208,22 +233,22 @@ def _search(
     )
 
 
-def _draw(run: Run, body: Body, data: Trajectories) -> None:
+def _draw(run: Run, data: Trajectories, frame: Frame) -> None:
     """Draw what was logged and the way of every method's episodes over the map."""
-    from ttengine.experiments.maze import observed_from, reached
+    from ttengine.experiments.maze import reached
 
-    origin = observed_from(body).astype(np.float32)
+    origin = frame.zero.astype(np.float32)
     logs = [data.observations[rows, :2] + origin for rows in list(data.episodes())[:100]]
     panels = {f"{len(logs)} of {data.n_episodes:,} logged": Paths(logs)}
     for method, label in METHODS.items():
         files = sorted((run.out / "paths").glob(f"{method} */*.npy"))
         ways = [np.load(file, allow_pickle=False) for file in files]
         if ways:
-            panels[label] = Paths([way + origin for way in ways], [reached(way, body) for way in ways])
-    plot_paths(run.out / "paths.png", panels, walls(CELL_M[body]), title="Ways from the start; coloured: reached")
+            panels[label] = Paths([way + origin for way in ways], [reached(way, frame) for way in ways])
+    plot_paths(run.out / "paths.png", panels, frame.walls(), title="Ways from the start; coloured: reached")
 
 
-def _report(run: Run, config: Config, data: Trajectories, found: dict[str, Rows]) -> Report:
+def _report(run: Run, config: Config, data: Trajectories, frame: Frame, found: dict[str, Rows]) -> Report:
     rows, bars, rates = [], {}, {}
     for method, label in METHODS.items():
         names = [name for name in found if name.startswith(f"{method} ")]
@@ -244,7 +269,7 @@ def _report(run: Run, config: Config, data: Trajectories, found: dict[str, Rows]
         checks["with the critic above IQL's policy"] = rates["Q"] > rates["IQL"]
     body: Body = config.body if config.dataset is None else "ant"
     plot_bars(run.out / "antmaze.png", Bars(bars, f"Medium maze, {body}: episodes that reach the goal", "%"))
-    _draw(run, body, data)
+    _draw(run, data, frame)
     facts = "".join(
         f"; {data.metadata[key]} {what}"
         for key, what in (("targets_reached", "targets reached"), ("tipped", "cut as the ant had tipped over"))

@@ -114,9 +114,10 @@ def fit_baseline(
     )
     scalers = d3rlpy.preprocessing
     mean, std = (getattr(data.observations, each)(axis=0, dtype=np.float64) for each in ("mean", "std"))
+    low, high = data.actions.min(axis=0), data.actions.max(axis=0)
     settings: dict[str, Any] = {
         "observation_scaler": scalers.StandardObservationScaler(mean=mean, std=std),
-        "action_scaler": scalers.MinMaxActionScaler(minimum=data.actions.min(axis=0), maximum=data.actions.max(axis=0)),
+        "action_scaler": scalers.MinMaxActionScaler(minimum=low, maximum=np.maximum(high, low + 1e-6)),
         "batch_size": 256,
     }
     if algorithm == "DT":

@@ -13,21 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ttengine.errors import require
-from ttengine.experiments.maze_map import CELL_M, FREE, GOAL, MEDIUM, REACHED_M, START, middle
+from ttengine.experiments.maze_map import FRAMES, FREE, GOAL, MEDIUM, REACHED_M, START, Frame
 
 FloatArray = npt.NDArray[np.float32]
 Body = Literal["point", "ant"]
 
 REPEAT = {"point": 5, "ant": 1}
 """Body -> steps of Gymnasium-Robotics' environment in a control step; both are 0.05 s."""
-ORIGIN_CELL = {"point": None, "ant": START}
-"""Body -> the cell in whose middle observed positions are zero; None: the maze's middle. The ant's is D4RL's."""
-
-
-def observed_from(body: Body) -> npt.NDArray[np.float64]:
-    """Return the position that a body observes as zero, [2], metres from the maze's middle."""
-    cell = ORIGIN_CELL[body]
-    return np.zeros(2) if cell is None else middle(cell, CELL_M[body])
 
 
 class Maze(gymnasium.Env[FloatArray, FloatArray]):
@@ -41,16 +33,23 @@ class Maze(gymnasium.Env[FloatArray, FloatArray]):
         max_steps: control steps until an episode is truncated.
         anywhere: begin in any free cell but the goal's, in place of the start's.
         paths: folder where the way of every whole episode is written, `SEED.npy`, [T, 2] as observed; None: nowhere.
+        frame: where the cells lie; None: the body's own.
     Raises:
         MissingExtraError: gymnasium-robotics is not installed.
     """
 
     def __init__(
-        self, body: Body = "point", max_steps: int = 500, anywhere: bool = False, paths: Path | None = None
+        self,
+        body: Body = "point",
+        max_steps: int = 500,
+        anywhere: bool = False,
+        paths: Path | None = None,
+        frame: Frame | None = None,
     ) -> None:
         require("gymnasium_robotics", "maze")
         self.body, self.max_steps, self.anywhere, self.paths = body, max_steps, anywhere, paths
-        layout = [[int(mark == "#") for mark in row] for row in reversed(MEDIUM)]  # its first row is the highest
+        self.frame = frame or FRAMES[body]
+        layout = [[int(mark == "#") for mark in row] for row in MEDIUM][:: -self.frame.up]  # its first is the highest
         self.inner: Any
         if body == "point":
             from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
@@ -64,8 +63,7 @@ class Maze(gymnasium.Env[FloatArray, FloatArray]):
         dims = 4 if body == "point" else 29
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (dims,))
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, self.inner.action_space.shape)
-        self.goal = middle(GOAL, CELL_M[body])
-        self.origin = observed_from(body)
+        self.goal = self.frame.middle(GOAL)
         self.steps, self.episode_seed = 0, 0
         self.way: list[FloatArray] = []
 
@@ -81,8 +79,8 @@ class Maze(gymnasium.Env[FloatArray, FloatArray]):
         super().reset(seed=seed)
         begins = [cell for cell in FREE if cell != GOAL] if self.anywhere else [START]
         cell = begins[self.np_random.integers(len(begins))]
-        top = len(MEDIUM) - 1
-        options = {"goal_cell": (top - GOAL[0], GOAL[1]), "reset_cell": (top - cell[0], cell[1])}
+        rows = range(len(MEDIUM))[:: -self.frame.up]
+        options = {"goal_cell": (rows[GOAL[0]], GOAL[1]), "reset_cell": (rows[cell[0]], cell[1])}
         self.inner.reset(seed=int(self.np_random.integers(2**31)), options=options)
         self.inner.goal = self.goal.copy()  # it had added noise, which nothing that is observed would tell
         self.inner.update_target_site_pos()
@@ -123,11 +121,10 @@ class Maze(gymnasium.Env[FloatArray, FloatArray]):
     def _observe(self) -> FloatArray:
         data = self.inner.data
         observation = np.concatenate([data.qpos, data.qvel])
-        observation[:2] -= self.origin
+        observation[:2] -= self.frame.zero
         return observation.astype(np.float32)
 
 
-def reached(way: FloatArray, body: Body) -> bool:
+def reached(way: FloatArray, frame: Frame) -> bool:
     """Say whether a way [T, 2], as observed, ends at the goal."""
-    goal = middle(GOAL, CELL_M[body]) - observed_from(body)
-    return bool(np.linalg.norm(way[-1] - goal) <= REACHED_M + 1e-6)
+    return bool(np.linalg.norm(way[-1] + frame.zero - frame.middle(GOAL)) <= REACHED_M + 1e-6)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Cell = tuple[int, int]
-"""Row, column; rows go up (+y), columns go right (+x)."""
+"""Row, column of MEDIUM."""
 Point = npt.NDArray[np.float64]
 """[2] float64, metres from the maze's middle."""
 
@@ -22,10 +24,8 @@ MEDIUM = (
     "#...#.G#",
     "########",
 )
-"""# wall, S start, G goal; the first row is the lowest, so that positions are D4RL's."""
+"""# wall, S start, G goal."""
 
-CELL_M = {"point": 1.0, "ant": 4.0}
-"""Body -> width of a cell."""
 REACHED_M = 0.45
 """So near the goal it is reached; Gymnasium-Robotics' own."""
 
@@ -37,17 +37,6 @@ def cells(marks: str) -> list[Cell]:
 
 FREE = cells("SG.")
 START, GOAL = cells("S")[0], cells("G")[0]
-
-
-def middle(cell: Cell, width: float) -> Point:
-    """Return the middle of a cell, for cells of some width in metres."""
-    return np.array([cell[1] + 0.5 - len(MEDIUM[0]) / 2, cell[0] + 0.5 - len(MEDIUM) / 2]) * width
-
-
-def cell_of(position: npt.ArrayLike, width: float) -> Cell:
-    """Return the cell that a position (x, y) lies in."""
-    x, y = np.asarray(position, np.float64) / width
-    return int(np.floor(y + len(MEDIUM) / 2)), int(np.floor(x + len(MEDIUM[0]) / 2))
 
 
 def next_cells(goal: Cell) -> dict[Cell, Cell]:
@@ -63,6 +52,39 @@ def next_cells(goal: Cell) -> dict[Cell, Cell]:
     return ways
 
 
-def walls(width: float) -> npt.NDArray[np.float64]:
-    """Return all walls as boxes: [walls, 4], their middle (x, y) and half their size (x, y), metres."""
-    return np.array([[*middle(cell, width), width / 2, width / 2] for cell in cells("#")])
+@dataclass(frozen=True)
+class Frame:
+    """Where the cells lie: (x, y) in metres from the maze's middle; columns go right (+x)."""
+
+    cell_m: float
+    """width of a cell"""
+    up: Literal[1, -1] = 1
+    """1: rows go up (+y), as in D4RL; -1: down, as in Gymnasium-Robotics' own maps"""
+    zero_cell: Cell | None = None
+    """in whose middle observed positions are zero; None: in the maze's"""
+
+    @property
+    def zero(self) -> Point:
+        """Return the position that is observed as zero."""
+        return np.zeros(2) if self.zero_cell is None else self.middle(self.zero_cell)
+
+    def middle(self, cell: Cell) -> Point:
+        """Return the middle of a cell."""
+        row, column = cell
+        return np.array([column + 0.5 - len(MEDIUM[0]) / 2, self.up * (row + 0.5 - len(MEDIUM) / 2)]) * self.cell_m
+
+    def cell_of(self, position: npt.ArrayLike) -> Cell:
+        """Return the cell that a position lies in."""
+        x, y = np.asarray(position, np.float64) / self.cell_m
+        return int(np.floor(self.up * y + len(MEDIUM) / 2)), int(np.floor(x + len(MEDIUM[0]) / 2))
+
+    def walls(self) -> npt.NDArray[np.float64]:
+        """Return all walls as boxes: [walls, 4], their middle (x, y) and half their size (x, y)."""
+        half = self.cell_m / 2
+        return np.array([[*self.middle(cell), half, half] for cell in cells("#")])
+
+
+FRAMES = {"point": Frame(1.0), "ant": Frame(4.0, zero_cell=START)}
+"""Body -> where its cells lie; the ant's are D4RL's."""
+MINARI = Frame(4.0, up=-1)
+"""Of Minari's ants."""

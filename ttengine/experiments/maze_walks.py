@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ttengine.data.trajectories import Trajectories
 from ttengine.errors import require
 from ttengine.experiments.ant_steering import Walker, is_tipped
-from ttengine.experiments.maze_map import CELL_M, FREE, Cell, cell_of, middle, next_cells
+from ttengine.experiments.maze_map import FREE, Cell, Frame, next_cells
 
 if TYPE_CHECKING:
     from ttengine.experiments.maze import Body, Maze
@@ -62,10 +62,10 @@ class _AntGuide:
 class _Waypoints:
     """Leads to one random cell after the other."""
 
-    def __init__(self, rng: np.random.Generator, position: Point, width: float, near: float) -> None:
-        self.rng, self.width, self.near = rng, width, near
+    def __init__(self, rng: np.random.Generator, position: Point, frame: Frame, near: float) -> None:
+        self.rng, self.frame, self.near = rng, frame, near
         self.reached = -1  # the first draw of a target is no success
-        self.target = self.cell = cell_of(position, width)
+        self.target = self.cell = frame.cell_of(position)
         self.point = position
         self.ways: dict[Cell, Cell] = {}
 
@@ -74,7 +74,7 @@ class _Waypoints:
         if np.linalg.norm(self.point - position) <= self.near or not self.ways:
             self._next(self.cell)
         else:
-            here = cell_of(position, self.width)
+            here = self.frame.cell_of(position)
             if here in self.ways and here != self.cell and self.ways.get(here) != self.cell:
                 self._next(here)  # pushed off the way
         return self.point - position
@@ -86,7 +86,7 @@ class _Waypoints:
             self.target = others[self.rng.integers(len(others))]
             self.ways = next_cells(self.target)
         self.cell = self.ways[here]
-        self.point = middle(self.cell, self.width) + self.rng.uniform(-JITTER, JITTER, 2) * self.width
+        self.point = self.frame.middle(self.cell) + self.rng.uniform(-JITTER, JITTER, 2) * self.frame.cell_m
 
 
 def wander(body: Body, transitions: int, episode_steps: int, seed: int, processes: int = 1) -> Trajectories:
@@ -136,7 +136,7 @@ def _walk(body: Body, episode_steps: int, seed: int, number: int) -> _Walk:
     env, rng = _maze(body, episode_steps), np.random.default_rng([seed, number])
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     guide: _Guide = _PointGuide(rng) if body == "point" else _AntGuide(rng)
-    waypoints = _Waypoints(rng, env.position, CELL_M[body], AT_WAYPOINT_M[body])
+    waypoints = _Waypoints(rng, env.position, env.frame, AT_WAYPOINT_M[body])
     observations, actions, rewards = [], [], []
     terminal = cut = tipped = False
     while not (terminal or cut or tipped):
