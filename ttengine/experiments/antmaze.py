@@ -272,7 +272,7 @@ def _report(run: Run, config: Config, data: Trajectories, frame: Frame, found: d
     _draw(run, data, frame)
     facts = "".join(
         f"; {data.metadata[key]} {what}"
-        for key, what in (("targets_reached", "targets reached"), ("tipped", "cut as the ant had tipped over"))
+        for key, what in (("targets_reached", "targets reached"), ("tipped", "end with the ant on its back"))
         if data.metadata.get(key)
     )
     return Report(

@@ -92,8 +92,8 @@ class _Waypoints:
 def wander(body: Body, transitions: int, episode_steps: int, seed: int, processes: int = 1) -> Trajectories:
     """Log a body that walks from anywhere to one random cell after the other.
 
-    An episode that comes by the evaluated goal ends there, with the only reward; others are cut after `episode_steps`,
-    or when the ant lies on its back.
+    An episode that comes by the evaluated goal ends there, with the only reward; others are cut after `episode_steps`.
+    An ant that has tipped over goes on kicking: who learns from the logs shall see what becomes of it.
 
     Args:
         body: that walks.
@@ -102,7 +102,7 @@ def wander(body: Body, transitions: int, episode_steps: int, seed: int, processe
         seed: equal seeds give equal data.
         processes: that walk; the data do not depend on it.
     Returns:
-        The walks; `metadata` counts targets reached and episodes cut because the ant had tipped over.
+        The walks; `metadata` counts targets reached and episodes that end with the ant on its back.
     """
     require("gymnasium_robotics", "maze")
     walk = partial(_walk, body, episode_steps, seed)
@@ -138,18 +138,17 @@ def _walk(body: Body, episode_steps: int, seed: int, number: int) -> _Walk:
     guide: _Guide = _PointGuide(rng) if body == "point" else _AntGuide(rng)
     waypoints = _Waypoints(rng, env.position, env.frame, AT_WAYPOINT_M[body])
     observations, actions, rewards = [], [], []
-    terminal = cut = tipped = False
-    while not (terminal or cut or tipped):
+    terminal = cut = False
+    while not (terminal or cut):
         action = guide.act(observation, waypoints.ahead(env.position))
         observations.append(observation)
         actions.append(action)
         observation, reward, terminal, cut, _ = env.step(action)
         rewards.append(reward)
-        tipped = body == "ant" and not (terminal or cut) and is_tipped(observation[3:7])
     last = np.arange(len(rewards)) == len(rewards) - 1
     return _Walk(
         np.array(observations), np.array(actions), np.array(rewards, np.float32),
-        last & terminal, last & (not terminal), waypoints.reached, tipped,
+        last & terminal, last & cut, waypoints.reached, body == "ant" and is_tipped(observation[3:7]),
     )  # fmt: skip
 
 
