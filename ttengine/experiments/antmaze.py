@@ -213,7 +213,8 @@ def _critic(run: Run, config: Config, data: Trajectories, seed: int) -> Any:
     settings = {"expectile": config.expectile, "weight_temp": config.temperature, "gamma": config.plan.discount}
     costly = dataclasses.replace(data, rewards=data.rewards - np.float32(STEP_COST))
     kept = run.out / "models" / f"critic-seed{seed}.safetensors"
-    return fit_baseline("IQL", costly, config.critic_steps, seed, kept, **settings)
+    # without layer norms the ant's values, none of which can be above 0, grew to 480; tau: they spread twice as fast
+    return fit_baseline("IQL", costly, config.critic_steps, seed, kept, layer_norm=True, tau=0.01, **settings)
 
 
 def _policy(config: Config, maze: Callable[[], Any], critic: _Once, seed: int) -> Rows:

@@ -87,7 +87,13 @@ def require_d3rlpy() -> Any:
 
 
 def fit_baseline(
-    algorithm: str, data: Trajectories, steps: int, seed: int, kept: Path | None = None, **changes: Any
+    algorithm: str,
+    data: Trajectories,
+    steps: int,
+    seed: int,
+    kept: Path | None = None,
+    layer_norm: bool = False,
+    **changes: Any,
 ) -> Policy:
     """Train a baseline on the data and return its policy.
 
@@ -97,6 +103,7 @@ def fit_baseline(
         steps: of the optimiser: 256 transitions each, of the Decision Transformer 64 sequences of 20.
         seed: of weights and batches.
         kept: file (.safetensors) of its networks: read if it is there, else written. The data are taken to be the same.
+        layer_norm: in IQL's critic and value networks.
         changes: of d3rlpy's settings; JSON values.
     Raises:
         MissingExtraError: d3rlpy is not installed.
@@ -122,8 +129,11 @@ def fit_baseline(
     }
     if algorithm == "DT":
         settings |= {"batch_size": 64, "reward_scaler": scalers.MultiplyRewardScaler(REWARD_SCALE)}
+    if layer_norm:
+        normed = d3rlpy.models.VectorEncoderFactory(use_layer_norm=True)
+        settings |= {"critic_encoder_factory": normed, "value_encoder_factory": normed}
     learner = getattr(d3rlpy.algos, ALGORITHMS[algorithm])(**settings | changes).create(device=None)
-    about = {"algorithm": algorithm, "steps": steps, "seed": seed, **changes}
+    about = {"algorithm": algorithm, "steps": steps, "seed": seed, "layer_norm": layer_norm, **changes}
     if kept is not None and kept.is_file():
         learner.build_with_dataset(dataset)
         _read(learner, kept, about)
