@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ def pytest_configure() -> None:
     if DEVICE.type == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
         if importlib.util.find_spec("triton"):
+            sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
+            from interpreting import round_alike
+
             speed_up()
             round_alike()
 
@@ -84,24 +88,6 @@ def shuffled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(builder, "set_grid_idx", set_shuffled)
     return count
-
-
-def round_alike() -> None:
-    """Let a row's dot product not depend on where the row lies: on some CPUs NumPy's does, in the last bit.
-
-    Sums of float32 are taken in float64 and rounded once. On a GPU rows of a tile are alike by construction.
-    """
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    as_it_was = InterpreterBuilder.create_dot
-
-    def create_dot(self: object, a: TensorHandle, b: TensorHandle, d: TensorHandle, *options: object) -> TensorHandle:
-        if a.data.dtype != np.float32 or d.data.dtype != np.float32:
-            return as_it_was(self, a, b, d, *options)
-        product = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64))
-        return TensorHandle(product.astype(np.float32) + d.data, d.dtype.scalar)
-
-    InterpreterBuilder.create_dot = create_dot
 
 
 def speed_up() -> None:
