@@ -135,18 +135,21 @@ def test_the_critic_scores_rewards_so_far_and_the_last_actions_value_but_nothing
 def test_data_of_another_maze_and_missing_packages_are_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(dims: int, x: float, reward: float) -> str:
+    def write(dims: int, x: float, reward: float, **metadata: str) -> str:
         rng = np.random.default_rng(0)
         observations = rng.standard_normal((20, dims)).astype(np.float32) * 0.1
         observations[:, 0] += x
         actions = rng.uniform(-1, 1, (20, 8)).astype(np.float32)
         rewards, ends = np.full(20, reward, np.float32), np.arange(20) % 10 == 9
         path = tmp_path / f"{dims}-{x}-{reward}.npz"
-        save_dataset(Trajectories(observations, actions, rewards, np.zeros(20, bool), ends), path)
+        save_dataset(Trajectories(observations, actions, rewards, np.zeros(20, bool), ends, "logs", metadata), path)
         return str(path)
 
     data, frame = _load(write(29, 0.0, 1.0))
     assert data.observation_dim == 29 and frame == FRAMES["ant"]
+    assert _load(write(29, 0.0, 1.0, env_id="AntMaze_Medium-v4"))[1] == FRAMES["ant"]  # so D4RL's files are read
+    with pytest.raises(DataError, match="is of AntMaze_UMaze-v4, the experiment's maze is AntMaze_Medium"):
+        _load(write(29, 0.0, 1.0, env_id="AntMaze_UMaze-v4"))
     for dims, x, reward, why in ((27, 0.0, 1.0, "27 observation"), (29, 9.0, 1.0, "walls"), (29, 0.0, 0.0, "reward")):
         with pytest.raises(DataError, match=why):
             _load(write(dims, x, reward))

@@ -175,8 +175,8 @@ def _load(dataset: str) -> tuple[Trajectories, Frame]:
     """
     data = load_dataset(dataset)
     env_id = str(data.metadata.get("env_id", ""))
-    minaris = env_id.startswith("AntMaze")
-    if minaris and not env_id.startswith("AntMaze_Medium"):
+    minaris = "minari_version" in data.metadata  # D4RL's ids lead to the same environment
+    if env_id.startswith("AntMaze") and not env_id.startswith("AntMaze_Medium"):
         raise DataError(f"{dataset} is of {env_id}, the experiment's maze is AntMaze_Medium")
     if minaris and data.observation_dim > ANT_DIMS:  # a later Ant observes contact forces too
         data = dataclasses.replace(data, observations=data.observations[:, :ANT_DIMS])

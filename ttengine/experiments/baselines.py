@@ -159,6 +159,7 @@ def _read(learner: Any, kept: Path, about: dict[str, Any]) -> None:
                  if made_with.get(key) != value]  # fmt: skip
     weights = _weights(learner)
     if differing or found.keys() != weights.keys():
-        raise ConfigError(f"{kept} holds another critic or policy: {', '.join(differing) or 'other networks'}")
+        found_there = ", ".join(differing) or "other networks"
+        raise ConfigError(f"{kept} holds another critic or policy: {found_there}; delete it, and one is trained anew")
     for name, tensor in weights.items():
         tensor.copy_(found[name])

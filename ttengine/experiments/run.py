@@ -154,7 +154,7 @@ class Run:
 
     def _check_models_of(self, folder: Path) -> None:
         if not (folder / "run.json").is_file():
-            raise ConfigError(f"{folder} holds no run whose models could be used")
+            raise ConfigError(f"{folder} holds no run whose models could be used; name the folder of one")
         if folder.resolve() == self.out.resolve():
             raise ConfigError(f"{folder} is the run's own folder; a run with other settings needs one of its own")
         self._check_same(folder, read_json(folder / "run.json"), self.config.AFTERWARDS)
