@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ttengine.checkpoint import Checkpoint
-from ttengine.config import DataConfig, ModelConfig, PlanConfig, TrainConfig
+from ttengine.config import DataConfig, ModelConfig, PlanConfig, Precision, TrainConfig
 from ttengine.data.collect import CollectConfig, collect_to
 from ttengine.data.load import load_dataset
 from ttengine.data.preprocessing import crop_observation
@@ -40,6 +40,8 @@ class Recipe:
     learning_rate: float = 1e-3
     bin_smoothing: float = 4.0
     """of training: fewer steps are needed"""
+    precision: Precision = "no"
+    """of training: no (float32), bf16 or fp16"""
 
     def model(self, trajectories: Trajectories, **changes: Any) -> ModelConfig:
         """Return the model's sizes for some data."""
@@ -51,8 +53,8 @@ class Recipe:
         """Return the settings of a training run."""
         return TrainConfig(
             batch_size=self.batch_size, steps=self.steps, learning_rate=self.learning_rate, warmup_share=0.03,
-            final_learning_rate_share=0.03, bin_smoothing=self.bin_smoothing, seed=seed, log_every=100,
-            save_every_s=60.0,
+            final_learning_rate_share=0.03, bin_smoothing=self.bin_smoothing, precision=self.precision,
+            seed=seed, log_every=100, save_every_s=60.0,
         )  # fmt: skip
 
 
