@@ -93,7 +93,7 @@ def newly_compiled() -> list[str]:
 def main() -> None:
     """Plan with every kind of search, in every way that a control loop may call."""
     driver.set_active(Driver())
-    engine_module._check_machine = lambda device: None
+    engine_module.check_machine = lambda device: None
     triton_memory._new = new  # type: ignore[assignment]
     report: dict[str, Any] = {"triton": triton.__version__}
     for name, search, sizes in (
@@ -122,7 +122,7 @@ def main() -> None:
     shared_memory = 16
     max_shared_mem.cache_clear()
     planner = Planner(make_checkpoint(layers=2, heads=1, width=16, context=1), planner.config, device="cpu")
-    engine_module._describe = lambda device: "a small GPU"
+    engine_module.describe = lambda device: "a small GPU"
     try:
         planner.engine._try_out()  # type: ignore[attr-defined]
     except Exception as error:

@@ -393,7 +393,7 @@ def test_a_gpu_that_fails_is_an_error_at_construction(monkeypatch: pytest.Monkey
     engine._try_out()
     clean = make_planner(PlanConfig(horizon=1, beam_width=2), goal=True).plan(np.ones(3), goal=np.zeros(3))
     assert_same_bytes(planner.plan(np.ones(3), goal=np.zeros(3)), clean)  # what was tried out leaves no trace
-    monkeypatch.setattr("ttengine.engines.triton._describe", lambda device: "a GPU")
+    monkeypatch.setattr("ttengine.engines.triton.describe", lambda device: "a GPU")
     monkeypatch.setattr(engine._segments, "take", {(1,): lambda *_, **__: 1 / 0})
     with pytest.raises(EngineError, match=r"does not run on a GPU: ZeroDivisionError.* driver .*engine='reference'"):
         engine._try_out()

@@ -9,7 +9,8 @@ from ttengine.discretizer import Discretizer
 from ttengine.engines.cpp import CppEngine
 from ttengine.engines.protocol import Candidates, Counters, EagerEngine, Engine, NoiseKey
 from ttengine.engines.reference import ReferenceEngine
-from ttengine.engines.triton import TritonEngine, takes, why_no_gpu
+from ttengine.engines.triton import TritonEngine
+from ttengine.engines.triton_limits import takes, why_no_gpu
 from ttengine.model import TrajectoryTransformer
 
 __all__ = [
