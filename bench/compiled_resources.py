@@ -33,8 +33,8 @@ from triton.compiler import ASTSource
 
 from ttengine.engines.triton import WARPS
 from ttengine.kernels import attention, branch, sampling, segments, select
+from ttengine.kernels.records import Problems, Rows, Search
 from ttengine.kernels.sampling import Rule
-from ttengine.kernels.segments import Problems, Rows, Search
 from ttengine.kernels.transformer import Model, Shape
 
 COMMITTED = Path(__file__).parent / "results" / "triton" / "resources.json"

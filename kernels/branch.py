@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .segments import FIELDS, TRANSITIONS, check_logits, compute, copy
+from .records import FIELDS, TRANSITIONS
+from .segments import check_logits, compute, copy
 from .transformer import embed, forward, logits_after
 
 COPY = tl.constexpr(1024)

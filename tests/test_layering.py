@@ -39,7 +39,7 @@ NEED_AN_EXTRA = {
     **dict.fromkeys(
         (
             f"ttengine.kernels.{name}"
-            for name in ("attention", "branch", "sampling", "segments", "select", "sharing", "transformer")
+            for name in ("attention", "branch", "records", "sampling", "segments", "select", "sharing", "transformer")
         ),
         "a Triton kernel is decorated when it is defined",
     ),

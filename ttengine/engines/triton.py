@@ -21,7 +21,7 @@ from ttengine.model import TrajectoryTransformer
 
 if TYPE_CHECKING:
     from ttengine.engines.triton_memory import Memory
-    from ttengine.kernels.segments import Rows
+    from ttengine.kernels.records import Rows
 
 WARPS = 8
 """Warps of a program."""
@@ -61,7 +61,7 @@ class TritonEngine:
             if not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(f"the model's {name} holds NaN or infinity")
         from ttengine.engines.triton_memory import Memory, compiled_for
-        from ttengine.kernels import branch, segments, select, transformer
+        from ttengine.kernels import branch, records, segments, select, transformer
 
         self.model = model
         self.config = config
@@ -71,8 +71,8 @@ class TritonEngine:
         self.shape, self.search = compiled_for(model.config, config)
         K = model.config.transition_dim
         self._packed = transformer.pack(model.state_dict(), self.shape, (self.search.entries + 1) * K)
-        self._segments, self._select = segments, select
-        self._branch = branch
+        self._segments, self._branch, self._select = segments, branch, select
+        self._records = records
         self._make_memory = Memory
         self._memories: dict[int, Memory] = {}
         self._memory: Memory
@@ -215,7 +215,7 @@ class TritonEngine:
 
     def _raise_for(self, fault: int) -> None:
         """Raise if the code is one of something that went wrong."""
-        if not 0 <= fault < self._segments.NO_FAULT.value:
+        if not 0 <= fault < self._records.NO_FAULT.value:
             return
         self._memory.forget()
         token, round = fault // 2, fault // 2 // self.model.config.transition_dim
@@ -341,7 +341,7 @@ class TritonEngine:
 
     def _count_likelihood(self, slots: int) -> Counters:
         """Work done: a row a beam and token, and what was computed before or anew."""
-        memory, fields = self._memory, self._segments
+        memory, fields = self._memory, self._records
         state = memory.staged.host["state"]
         computed = memory.slots * state[:, fields.ENTRIES.value] - state[:, fields.BEGIN.value]
         rows = int(computed.sum()) + self._token * self._beams * len(state) + slots
@@ -349,7 +349,7 @@ class TritonEngine:
 
     def _count(self, rounds: int, tiles: int, slots: int) -> Counters:
         """Work done, which follows from the lengths; the kernels count tiles of observations and slots of windows."""
-        memory, model, search, fields = self._memory, self.model.config, self.search, self._segments
+        memory, model, search, fields = self._memory, self.model.config, self.search, self._records
         N, M, K = model.observation_dim, model.action_dim, model.transition_dim
         state = memory.staged.host["state"]
         transitions = state[:, fields.TRANSITIONS.value]

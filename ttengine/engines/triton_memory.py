@@ -12,8 +12,8 @@ from ttengine.config import ModelConfig, PlanConfig, Sampling
 from ttengine.discretizer import Discretizer
 from ttengine.engines.reference import window_tokens
 from ttengine.errors import EngineError
+from ttengine.kernels.records import FIELDS, NO_FAULT, Problems, Rows, Search
 from ttengine.kernels.sampling import Rule
-from ttengine.kernels.segments import FIELDS, NO_FAULT, Problems, Rows, Search
 from ttengine.kernels.transformer import Shape
 
 LAST = 5
