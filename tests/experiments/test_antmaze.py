@@ -86,15 +86,14 @@ def test_a_quarter_turn_of_heading_and_body_together_changes_nothing_that_the_an
     observation = rng.standard_normal(27)
     observation[1:5] = [0.9, 0.1, -0.2, -0.3]
     observation[1:5] /= np.linalg.norm(observation[1:5])
-    seen, quarters = turned(observation, 0.4)
+    seen = turned(observation, 1)
     other = observation.copy()
     w, x, y, z = observation[1:5]
     c = np.sqrt(0.5)
     other[1:5] = [c * (w - z), c * (x - y), c * (y + x), c * (z + w)]
     other[13], other[14] = -observation[14], observation[13]
-    again, same = turned(other, 0.4 + np.pi / 2)
+    again = turned(other, 2)
     np.testing.assert_allclose(again, seen, atol=1e-12)
-    assert same == quarters
     np.testing.assert_array_equal(renumber(renumber(observation[5:13], 3), -3), observation[5:13])
     np.testing.assert_array_equal(turned_back(turned_back(observation[:8], 1), 3), observation[:8])
 

@@ -1,8 +1,8 @@
-"""Walk a shipped ant, which has learned to run along +x, in any direction: by turning what it observes.
+"""Walk a shipped ant, which has learned to run along +x, along either axis: by turning what it observes.
 
 Two symmetries of Ant-v4 are used. The floor looks the same in all directions, so the world is turned until the way to
-go is +x. The body looks the same after a quarter turn, so the legs are renumbered until the body stands about as it did
-when the policy was trained (legs' numbers go round counterclockwise; every other ankle bends the other way).
+go is +x. The body looks the same after a quarter turn, so the legs are renumbered by as many quarters, and the ant need
+not turn to go another way (legs' numbers go round counterclockwise; every other ankle bends the other way).
 """
 
 from __future__ import annotations
@@ -19,14 +19,9 @@ ANKLE_SIGNS = np.array([-1.0, 1.0, -1.0, 1.0])
 TIER, NOISE = "medium", 0.1
 """Which shipped ant walks, and the standard deviation of what is added to its mean actions. The expert runs four metres
 a second, and tips over six times as often where it turns."""
-USUAL_YAW = -0.6
-"""Radians: how that ant's body is turned while it runs along +x; mean of three times 600 steps in Ant-v4."""
-
-
-def yaw(quaternion: npt.ArrayLike) -> float:
-    """Return a body's angle about the vertical. quaternion [4], w first -> radians."""
-    w, x, y, z = np.asarray(quaternion, np.float64)
-    return float(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
+TURNS_AT = np.radians(60.0)
+"""The ant goes along an axis, and along the other one when the way leads so far off. Few ways of going are learned from
+fewer logs: an ant that went in all directions, its legs renumbered by how it stood, was imitated half as well."""
 
 
 def is_tipped(quaternion: npt.ArrayLike) -> bool:
@@ -35,32 +30,29 @@ def is_tipped(quaternion: npt.ArrayLike) -> bool:
     return bool(1 - 2 * (x * x + y * y) < 0.0)
 
 
-def turned(observation: Array, heading: float) -> tuple[Array, int]:
-    """Return what Ant-v4 would observe if `heading` were +x and its legs were renumbered.
+def turned(observation: Array, quarters: int) -> Array:
+    """Return what Ant-v4 would observe, [27], if that way were +x and its legs were renumbered.
 
     Args:
         observation: [27] of Ant-v4.
-        heading: radians, where to go.
-    Returns:
-        The observation [27], and the quarter turns by which legs were renumbered.
+        quarters: turns from +x to where to go, counterclockwise.
     """
-    quaternion = observation[1:5]
-    quarters = round((yaw(quaternion) - heading - USUAL_YAW) / (np.pi / 2))
-    stands = _product(_product(_about_z(-heading), quaternion), _about_z(-quarters * np.pi / 2))
+    angle = quarters * np.pi / 2
+    stands = _product(_product(_about_z(-angle), observation[1:5]), _about_z(angle))
     if stands[0] < 0:
         stands = -stands  # the same turn; the policy knows this one
     return np.concatenate([
-        observation[:1], stands, renumber(observation[5:13], quarters),
-        _rotated(observation[13:16], -heading),
-        _rotated(observation[16:19], quarters * np.pi / 2),  # a free joint's spin is in the body's frame
-        renumber(observation[19:27], quarters),
-    ]), quarters  # fmt: skip
+        observation[:1], stands, renumber(observation[5:13], -quarters),
+        _rotated(observation[13:16], -angle),
+        _rotated(observation[16:19], -angle),  # a free joint's spin is in the body's frame
+        renumber(observation[19:27], -quarters),
+    ])  # fmt: skip
 
 
 def turned_back(action: Array, quarters: int) -> Array:
     """Return the torques of the legs as they are numbered, [8], from those that the policy meant, [8]."""
     by_leg = np.roll(action.reshape(4, 2), -1, axis=0)  # Ant's actuators begin with the last leg's
-    return np.roll(renumber(by_leg.ravel(), -quarters).reshape(4, 2), 1, axis=0).ravel()
+    return np.roll(renumber(by_leg.ravel(), quarters).reshape(4, 2), 1, axis=0).ravel()
 
 
 def renumber(joints: Array, quarters: int) -> Array:
@@ -82,12 +74,19 @@ class Walker:
     def __init__(self, rng: np.random.Generator) -> None:
         behaviour = load_behaviour("ant")
         self.policy, self.rng = behaviour.snapshots[behaviour.tier(TIER)], rng
+        self.quarters: int | None = None
 
     def act(self, observation: Array, heading: float) -> npt.NDArray[np.float32]:
         """Return the next action, [8] in [-1, 1]. observation [27] of Ant-v4, heading in radians."""
-        seen, quarters = turned(observation.astype(np.float64), heading)
+        if self.quarters is None or abs(_wrapped(heading - self.quarters * np.pi / 2)) >= TURNS_AT:
+            self.quarters = round(heading / (np.pi / 2))
+        seen = turned(observation.astype(np.float64), self.quarters)
         meant = self.policy(seen.astype(np.float32)) + NOISE * self.rng.standard_normal(8)
-        return turned_back(np.clip(meant, -1.0, 1.0), quarters).astype(np.float32)
+        return turned_back(np.clip(meant, -1.0, 1.0), self.quarters).astype(np.float32)
+
+
+def _wrapped(angle: float) -> float:
+    return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
 def _about_z(angle: float) -> Array:
