@@ -81,21 +81,29 @@ def test_walks_are_whole_reproducible_and_the_same_for_any_number_of_processes()
     assert wander("point", 1_000, 30, seed=2).observations.tobytes() != data.observations.tobytes()
 
 
-def test_a_quarter_turn_of_heading_and_body_together_changes_nothing_that_the_ant_observes() -> None:
+def test_a_world_that_is_turned_with_the_legs_renumbered_looks_to_the_ant_as_it_did() -> None:
     rng = np.random.default_rng(0)
     observation = rng.standard_normal(27)
-    observation[1:5] = [0.9, 0.1, -0.2, -0.3]
-    observation[1:5] /= np.linalg.norm(observation[1:5])
-    seen = turned(observation, 1)
+    observation[1:5] = w, x, y, z = np.array([0.9, 0.1, -0.2, -0.3]) / np.linalg.norm([0.9, 0.1, -0.2, -0.3])
     other = observation.copy()
-    w, x, y, z = observation[1:5]
-    c = np.sqrt(0.5)
-    other[1:5] = [c * (w - z), c * (x - y), c * (y + x), c * (z + w)]
-    other[13], other[14] = -observation[14], observation[13]
-    again = turned(other, 2)
-    np.testing.assert_allclose(again, seen, atol=1e-12)
+    other[1:5] = w, -y, x, z
+    for joints in (slice(5, 13), slice(19, 27)):
+        other[joints] = renumber(observation[joints], 1)
+    for vector in (13, 16):
+        other[vector : vector + 2] = -observation[vector + 1], observation[vector]
+    np.testing.assert_array_equal(turned(observation, 0), observation)
+    np.testing.assert_allclose(turned(other, 1), observation, atol=1e-12)
     np.testing.assert_array_equal(renumber(renumber(observation[5:13], 3), -3), observation[5:13])
     np.testing.assert_array_equal(turned_back(turned_back(observation[:8], 1), 3), observation[:8])
+
+
+def test_the_ant_keeps_to_its_axis_until_the_way_leads_far_off_it() -> None:
+    walker = Walker(np.random.default_rng(0))
+    axes = []
+    for degrees in (10, 50, 59, 70, 40, -170, 170, 130, 100):
+        walker.act(np.zeros(27), np.radians(degrees))
+        axes.append(walker.quarters)
+    assert [axis % 4 for axis in axes] == [0, 0, 0, 1, 1, 2, 2, 2, 1]
 
 
 def test_the_ant_walks_where_it_is_sent() -> None:
