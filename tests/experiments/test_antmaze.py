@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,13 +112,13 @@ def test_the_ant_walks_where_it_is_sent() -> None:
     gymnasium = pytest.importorskip("gymnasium")
     for heading in (0.0, np.pi / 2, np.pi, -np.pi / 2):
         far = []
-        for seed in range(3):  # it tips over now and then: two of three are enough
+        for seed in range(3):
             env, walker = gymnasium.make("Ant-v4", terminate_when_unhealthy=False), Walker(np.random.default_rng(seed))
             observation, _ = env.reset(seed=seed)
-            for _ in range(80):
+            for _ in range(120):
                 observation = env.step(walker.act(observation, heading))[0]
             far.append(float(env.unwrapped.data.qpos[:2] @ [np.cos(heading), np.sin(heading)]))
-        assert sorted(far)[1] > 4.0, (heading, far)  # a cell of the maze in 4 s
+        assert min(far) > 3.0, (heading, far)  # of a cell's 4 m, in 6 s, from a stand
 
 
 def _candidates(rewards: torch.Tensor) -> Candidates:
@@ -180,6 +182,20 @@ def test_a_critic_that_was_kept_is_read_and_not_trained_again(tmp_path: Path, mo
     kept.write_bytes(kept.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match="truncated"):
         fit_baseline("IQL", data, 5, 0, kept, gamma=0.9)
+
+
+def test_a_critics_target_sums_up_as_many_rewards_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import d3rlpy
+
+    data = wander("point", 300, 30, seed=0)
+    data = dataclasses.replace(data, rewards=np.full(len(data), -1.0, np.float32))
+    shown: list[Any] = []
+    monkeypatch.setattr(d3rlpy.algos.IQL, "fit", lambda _, dataset, **__: shown.append(dataset))
+    for n_step, total in ((1, -1.0), (3, -1.0 - 0.9 - 0.81)):
+        fit_baseline("IQL", data, 5, 0, n_step=n_step, gamma=0.9)
+        drawn = [shown[-1].sample_transition() for _ in range(100)]
+        assert max(each.interval for each in drawn) == n_step
+        assert min(float(each.reward[0]) for each in drawn) == pytest.approx(total)
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ Array = npt.NDArray[np.float64]
 
 ANKLE_SIGNS = np.array([-1.0, 1.0, -1.0, 1.0])
 """Of leg i, as seen from the next leg's place: Ant's ankle axes are not turned copies of one another."""
-TIER, NOISE = "medium", 0.1
-"""Which shipped ant walks, and the standard deviation of what is added to its mean actions. The expert runs four metres
-a second, and tips over six times as often where it turns."""
+SNAPSHOT, STRENGTH, NOISE = 901_120, 0.5, 0.1
+"""Which shipped ant walks (environment steps of its training), the share of its torques that is used, and the standard
+deviation of what is added. With all its torques it runs, and tips over where it turns; with half it walks, as far."""
 TURNS_AT = np.radians(60.0)
 """The ant goes along an axis, and along the other one when the way leads so far off. Few ways of going are learned from
 fewer logs: an ant that went in all directions, its legs renumbered by how it stood, was imitated half as well."""
@@ -65,15 +65,14 @@ def renumber(joints: Array, quarters: int) -> Array:
 
 
 class Walker:
-    """A shipped ant that is told a heading; acts by its mean, with noise.
+    """A shipped ant that is told a heading; acts by its mean at part of its strength, with noise.
 
     Args:
         rng: of the noise.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
-        behaviour = load_behaviour("ant")
-        self.policy, self.rng = behaviour.snapshots[behaviour.tier(TIER)], rng
+        self.policy, self.rng = load_behaviour("ant").snapshots[SNAPSHOT], rng
         self.quarters: int | None = None
 
     def act(self, observation: Array, heading: float) -> npt.NDArray[np.float32]:
@@ -81,7 +80,7 @@ class Walker:
         if self.quarters is None or abs(_wrapped(heading - self.quarters * np.pi / 2)) >= TURNS_AT:
             self.quarters = round(heading / (np.pi / 2))
         seen = turned(observation.astype(np.float64), self.quarters)
-        meant = self.policy(seen.astype(np.float32)) + NOISE * self.rng.standard_normal(8)
+        meant = STRENGTH * self.policy(seen.astype(np.float32)) + NOISE * self.rng.standard_normal(8)
         return turned_back(np.clip(meant, -1.0, 1.0), self.quarters).astype(np.float32)
 
 

@@ -93,6 +93,7 @@ def fit_baseline(
     seed: int,
     kept: Path | None = None,
     layer_norm: bool = False,
+    n_step: int = 1,
     **changes: Any,
 ) -> Policy:
     """Train a baseline on the data and return its policy.
@@ -104,6 +105,7 @@ def fit_baseline(
         seed: of weights and batches.
         kept: file (.safetensors) of its networks: read if it is there, else written. The data are taken to be the same.
         layer_norm: in IQL's critic and value networks.
+        n_step: rewards that a critic's target sums up before it trusts the values.
         changes: of d3rlpy's settings; JSON values.
     Raises:
         MissingExtraError: d3rlpy is not installed.
@@ -118,6 +120,7 @@ def fit_baseline(
         data.rewards[:, None],
         data.terminals.astype(np.float32),
         data.timeouts.astype(np.float32),
+        d3rlpy.dataset.MultiStepTransitionPicker(n_step, changes.get("gamma", 0.99)) if n_step > 1 else None,
     )
     scalers = d3rlpy.preprocessing
     mean, std = (getattr(data.observations, each)(axis=0, dtype=np.float64) for each in ("mean", "std"))
@@ -133,7 +136,8 @@ def fit_baseline(
         normed = d3rlpy.models.VectorEncoderFactory(use_layer_norm=True)
         settings |= {"critic_encoder_factory": normed, "value_encoder_factory": normed}
     learner = getattr(d3rlpy.algos, ALGORITHMS[algorithm])(**settings | changes).create(device=None)
-    about = {"algorithm": algorithm, "steps": steps, "seed": seed, "layer_norm": layer_norm, **changes}
+    about = {"algorithm": algorithm, "steps": steps, "seed": seed, **changes}
+    about |= {"layer_norm": layer_norm, "n_step": n_step}
     if kept is not None and kept.is_file():
         learner.build_with_dataset(dataset)
         _read(learner, kept, about)
