@@ -17,6 +17,7 @@ from ttengine.errors import ConfigError, MissingExtraError
 from ttengine.experiments import EXPERIMENTS, ablations, baselines, imitation, load_experiment, offline_rl
 from ttengine.experiments.report import Report, Table, write_page, write_report
 from ttengine.experiments.run import Arm, Processes, Rows, Run, read_rows
+from ttengine.stages import write_json
 
 PIXEL = bytes.fromhex("89504e470d0a1a0a")
 
@@ -69,6 +70,18 @@ def test_a_folder_of_another_run_is_refused_until_begun_anew(tmp_path: Path, mon
     fresh = Run(tmp_path, "made-up", Settings(3), fresh=True)
     assert not (tmp_path / "models").exists()
     assert fresh.measure([Arm("one", lambda: [{"return": 2.0}])])["one"] == [{"return": 2.0}]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("other", [None, {"name": "of another program"}])
+def test_a_users_folder_is_not_taken_for_a_run_and_cleared(tmp_path: Path, fresh: bool, other: dict[str, str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.hdf5").write_text("precious")
+    if other:
+        write_json(tmp_path / "run.json", other)
+    with pytest.raises(ConfigError):
+        Run(tmp_path, "made-up", Settings(), fresh=fresh)
+    assert (tmp_path / "data" / "mine.hdf5").read_text() == "precious"
 
 
 def test_a_run_begins_with_the_models_of_another_that_differs_only_in_what_comes_after_training(tmp_path: Path) -> None:

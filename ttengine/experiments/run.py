@@ -82,8 +82,8 @@ class Run:
         missing: arm -> why it has no numbers.
         seconds: arm -> wall time of the attempt that finished it.
     Raises:
-        ConfigError: the folder holds a run with other settings or of another version; with `only`, it holds none; or
-            `models_of` holds none whose data and models would be this one's.
+        ConfigError: the folder holds a run with other settings or of another version, or no run and what no run made;
+            with `only`, it holds none; or `models_of` holds none whose data and models would be this one's.
     """
 
     def __init__(
@@ -115,9 +115,7 @@ class Run:
         else:
             if models_of is not None:
                 self._check_models_of(models_of)
-            for name in ("arms", *MADE, "paths"):
-                shutil.rmtree(out / name, ignore_errors=True)
-            self._spent.unlink(missing_ok=True)
+            self._clear()
             if models_of is not None:
                 self._take_over(models_of)
         if not only:
@@ -138,6 +136,17 @@ class Run:
     def _begun(self) -> bool:
         """Whether anything was made: a run that was refused for its settings shall not stand in the way of better."""
         return any(any((self.out / name).glob("*")) for name in ("arms", "data", "models"))
+
+    def _clear(self) -> None:
+        """Delete what another run left here. What is here without a run is the user's."""
+        folders = [self.out / name for name in ("arms", *MADE, "paths")]
+        theirs = [folder.name for folder in folders if folder.exists()]
+        path = self.out / "run.json"
+        if theirs and not (path.is_file() and "experiment" in read_json(path)):
+            raise ConfigError(f"{self.out} holds {', '.join(theirs)} of something else than a run; take another folder")
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._spent.unlink(missing_ok=True)
 
     def _check_same(self, folder: Path, found: Mapping[str, Any], but: Sequence[str] = ()) -> None:
         """Refuse a folder's run if it has another experiment, version or setting, `but` for some settings."""
