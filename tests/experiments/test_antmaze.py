@@ -22,7 +22,7 @@ from ttengine.engines import Candidates
 from ttengine.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from ttengine.experiments.ant_steering import Walker, renumber, turned, turned_back
 from ttengine.experiments.antmaze import Config, Critic, _load, _report, run
-from ttengine.experiments.baselines import fit_baseline
+from ttengine.experiments.baselines import fit_baseline, state_values
 from ttengine.experiments.maze import Maze, reached
 from ttengine.experiments.maze_map import FRAMES, FREE, GOAL, MEDIUM, MINARI, START, Frame, cells, next_cells
 from ttengine.experiments.maze_walks import wander
@@ -129,13 +129,12 @@ def _candidates(rewards: torch.Tensor) -> Candidates:
 
 
 def test_the_critic_scores_rewards_so_far_and_the_last_actions_value_but_nothing_after_a_goal() -> None:
-    class Learner:
-        def predict_value(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
-            return 100 * observations[:, 0] + actions[:, 1]
+    def worth(observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        return np.asarray(100 * observations[:, 0] + actions[:, 1])
 
     rewards = torch.tensor([[[0.25, 9.0], [1.0, 9.0]]])
     candidates = _candidates(rewards)
-    score = Critic(Learner(), 0.9)(candidates)
+    score = Critic(worth, 0.9)(candidates)
     value = 100 * candidates.observations[0, 0, 1, 0] + candidates.actions[0, 0, 1, 1]
     torch.testing.assert_close(score, torch.stack([-0.75 + 0.75 * 0.9 * value, torch.tensor(0.0)])[None])
     assert float(value) != 0.0
@@ -196,6 +195,17 @@ def test_a_critics_target_sums_up_as_many_rewards_as_it_is_told(monkeypatch: pyt
         drawn = [shown[-1].sample_transition() for _ in range(100)]
         assert max(each.interval for each in drawn) == n_step
         assert min(float(each.reward[0]) for each in drawn) == pytest.approx(total)
+
+
+def test_values_of_states_are_of_observations_that_are_scaled_as_in_training() -> None:
+    data = wander("point", 300, 30, seed=0)
+    learner = fit_baseline("IQL", data, 5, 0).learner
+    scaled = (data.observations - data.observations.mean(axis=0)) / (data.observations.std(axis=0) + 1e-3)
+    with torch.no_grad():
+        wanted = learner.impl.modules.value_func(torch.from_numpy(scaled[:20]))[:, 0].numpy()
+    found = state_values(learner, data.observations[:20])
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert found.dtype == np.float32 and float(np.std(found)) > 0.0
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from ttengine.checkpoint import read_tensors, write_tensors
@@ -149,6 +150,13 @@ def fit_baseline(
     if algorithm == "DT":
         return _Conditioned(learner, float(data.episode_returns.max()))
     return _Reactive(learner)
+
+
+def state_values(learner: Any, observations: FloatArray) -> FloatArray:
+    """Return IQL's V of observations [n, N], environment units, as [n]; d3rlpy itself tells Q only."""
+    with torch.no_grad():
+        seen = learner.observation_scaler.transform(torch.from_numpy(np.ascontiguousarray(observations)))
+        return np.asarray(learner.impl.modules.value_func(seen)[:, 0].numpy(), np.float32)
 
 
 def _weights(learner: Any) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ttengine.data.trajectories import Trajectories
 from ttengine.errors import require
 from ttengine.experiments.ant_steering import Walker, is_tipped
-from ttengine.experiments.maze_map import FREE, Cell, Frame, next_cells
+from ttengine.experiments.maze_map import FREE, GOAL, REACHED_M, Cell, Frame, next_cells
 
 if TYPE_CHECKING:
     from ttengine.experiments.maze import Body, Maze
@@ -25,8 +25,24 @@ Point = npt.NDArray[np.float64]
 
 JITTER = 0.2
 """A waypoint is drawn so far around a cell's middle, in x and y, cells."""
-AT_WAYPOINT_M = {"point": 0.2, "ant": 1.0}
-"""So near a waypoint the body turns to the next."""
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a body follows its waypoints."""
+
+    at_waypoint_m: float
+    """so near a waypoint it turns to the next"""
+    at_target_m: float
+    """so near a target it has reached it"""
+    target_jitter: float
+    """JITTER of targets"""
+    goal_share: float
+    """of targets that are the evaluated goal, where D4RL's "play" sends its ants too"""
+
+
+HABITS = {"point": Habits(0.2, 0.2, JITTER, 0.0), "ant": Habits(1.0, REACHED_M, 0.0, 0.2)}
+"""An ant that turns a metre from its targets comes by the goal in 75 of a million steps, too rarely to learn from."""
 PACE, GAIN = 1.0, 0.5
 """Of the point, m/s, and the share of a speed's error that a control step corrects."""
 SPEED_PER_ACTION = 1.2
@@ -62,8 +78,8 @@ class _AntGuide:
 class _Waypoints:
     """Leads to one random cell after the other."""
 
-    def __init__(self, rng: np.random.Generator, position: Point, frame: Frame, near: float) -> None:
-        self.rng, self.frame, self.near = rng, frame, near
+    def __init__(self, rng: np.random.Generator, position: Point, frame: Frame, habits: Habits) -> None:
+        self.rng, self.frame, self.habits = rng, frame, habits
         self.reached = -1  # the first draw of a target is no success
         self.target = self.cell = frame.cell_of(position)
         self.point = position
@@ -71,7 +87,8 @@ class _Waypoints:
 
     def ahead(self, position: Point) -> Point:
         """Return the vector to the next waypoint."""
-        if np.linalg.norm(self.point - position) <= self.near or not self.ways:
+        near = self.habits.at_target_m if self.cell == self.target else self.habits.at_waypoint_m
+        if np.linalg.norm(self.point - position) <= near or not self.ways:
             self._next(self.cell)
         else:
             here = self.frame.cell_of(position)
@@ -84,9 +101,12 @@ class _Waypoints:
             self.reached += 1
             others = [cell for cell in FREE if cell != here]
             self.target = others[self.rng.integers(len(others))]
+            if here != GOAL and self.habits.goal_share and self.rng.random() < self.habits.goal_share:
+                self.target = GOAL
             self.ways = next_cells(self.target)
         self.cell = self.ways[here]
-        self.point = self.frame.middle(self.cell) + self.rng.uniform(-JITTER, JITTER, 2) * self.frame.cell_m
+        jitter = self.habits.target_jitter if self.cell == self.target else JITTER
+        self.point = self.frame.middle(self.cell) + self.rng.uniform(-jitter, jitter, 2) * self.frame.cell_m
 
 
 def wander(body: Body, transitions: int, episode_steps: int, seed: int, processes: int = 1) -> Trajectories:
@@ -136,7 +156,7 @@ def _walk(body: Body, episode_steps: int, seed: int, number: int) -> _Walk:
     env, rng = _maze(body, episode_steps), np.random.default_rng([seed, number])
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
     guide: _Guide = _PointGuide(rng) if body == "point" else _AntGuide(rng)
-    waypoints = _Waypoints(rng, env.position, env.frame, AT_WAYPOINT_M[body])
+    waypoints = _Waypoints(rng, env.position, env.frame, HABITS[body])
     observations, actions, rewards = [], [], []
     terminal = cut = False
     while not (terminal or cut):
