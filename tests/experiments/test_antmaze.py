@@ -25,7 +25,7 @@ from ttengine.experiments.antmaze import Config, Critic, _load, _report, run
 from ttengine.experiments.baselines import fit_baseline, state_values
 from ttengine.experiments.maze import Maze, reached
 from ttengine.experiments.maze_map import FRAMES, FREE, GOAL, MEDIUM, MINARI, START, Frame, cells, next_cells
-from ttengine.experiments.maze_walks import wander
+from ttengine.experiments.maze_walks import HABITS, _Waypoints, wander
 from ttengine.experiments.run import Run, read_rows
 
 TOY = ["--transitions", "600", "--episodes", "1", "--max-steps", "4", "--critic-steps", "5", "--recipe.steps", "3",
@@ -97,6 +97,23 @@ def test_a_world_that_is_turned_with_the_legs_renumbered_looks_to_the_ant_as_it_
     np.testing.assert_allclose(turned(other, 1), observation, atol=1e-12)
     np.testing.assert_array_equal(renumber(renumber(observation[5:13], 3), -3), observation[5:13])
     np.testing.assert_array_equal(turned_back(turned_back(observation[:8], 1), 3), observation[:8])
+
+
+@pytest.mark.parametrize(("body", "goals"), [("point", 1 / len(FREE)), ("ant", 0.2 + 0.8 / len(FREE))])
+def test_a_body_is_sent_to_any_cell_and_the_ant_more_often_and_exactly_to_the_goal(body: str, goals: float) -> None:
+    frame = FRAMES[body]
+    waypoints = _Waypoints(np.random.default_rng(0), frame.middle(START), frame, HABITS[body])
+    position, targets, off = frame.middle(START), [], []
+    while waypoints.reached < 1000:
+        before = waypoints.reached
+        position = position + waypoints.ahead(position)
+        if waypoints.reached > before:
+            targets.append(waypoints.target)
+        if waypoints.cell == waypoints.target:
+            off.append(float(np.abs(position - frame.middle(waypoints.cell)).max()))
+    assert set(targets) == set(FREE)
+    assert np.mean([target == GOAL for target in targets]) == pytest.approx(goals, abs=0.04)
+    assert (max(off) < 1e-6) is (body == "ant") and max(off) <= 0.2 * frame.cell_m + 1e-6
 
 
 def test_the_ant_keeps_to_its_axis_until_the_way_leads_far_off_it() -> None:
