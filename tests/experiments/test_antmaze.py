@@ -214,6 +214,12 @@ def test_a_critics_target_sums_up_as_many_rewards_as_it_is_told(monkeypatch: pyt
         assert min(float(each.reward[0]) for each in drawn) == pytest.approx(total)
 
 
+@pytest.mark.parametrize("wrong", [{"heuristic": "q"}, {"critic_n_step": 0}, {"body": "hopper"}])
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Config(**wrong)
+
+
 def test_values_of_states_are_of_observations_that_are_scaled_as_in_training() -> None:
     data = wander("point", 300, 30, seed=0)
     learner = fit_baseline("IQL", data, 5, 0).learner

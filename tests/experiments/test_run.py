@@ -79,7 +79,7 @@ def test_a_users_folder_is_not_taken_for_a_run_and_cleared(tmp_path: Path, fresh
     (tmp_path / "data" / "mine.hdf5").write_text("precious")
     if other:
         write_json(tmp_path / "run.json", other)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="take another folder"):
         Run(tmp_path, "made-up", Settings(), fresh=fresh)
     assert (tmp_path / "data" / "mine.hdf5").read_text() == "precious"
 

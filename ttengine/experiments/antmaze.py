@@ -2,7 +2,7 @@
 
 With one reward at the goal, returns within the horizon are nothing, and the values that a model has learned are those
 of the walks that were logged, none of which leads from the start to the goal. A critic that was trained by dynamic
-programming knows better: the search for returns becomes one for rewards, then the critic's value of the last action.
+programming knows better: the search for returns becomes one for rewards, then the critic's value of the plan's end.
 
 The mazes are Gymnasium-Robotics'. The small version moves a point through the layout of AntMaze's medium maze, and none
 of its logged walks leads from the start to the goal; the full one moves the ant.
@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ttengine.config import DataConfig, PlanConfig, Sampling
+from ttengine.config import DataConfig, PlanConfig, Sampling, check_choice, check_range
 from ttengine.data.files import save_dataset
 from ttengine.data.load import load_dataset
 from ttengine.data.trajectories import Trajectories
@@ -102,13 +102,17 @@ class Config:
     AFTERWARDS: ClassVar[tuple[str, ...]] = ("max_steps", "seeds", "episodes", "workers", "plan", "heuristic")
     """settings that neither data nor models depend on"""
 
+    def __post_init__(self) -> None:
+        check_choice(self, "body", ("point", "ant"))
+        check_choice(self, "heuristic", ("Q", "V"))
+        check_range(self, "critic_n_step", 1, 1000)
+
     @classmethod
     def full(cls) -> Config:
         """The ant, more data, seeds and episodes, the paper's model; many hours on a few cores."""
         return cls(
             body="ant", transitions=1_000_000, episode_steps=500, max_steps=2000, seeds=(0, 1, 2), episodes=100,
-            recipe=PAPER, critic_steps=300_000, critic_n_step=10, heuristic="V",
-            plan=ANT_PLAN,
+            recipe=PAPER, critic_steps=300_000, critic_n_step=10, heuristic="V", plan=ANT_PLAN,
         )  # fmt: skip
 
 
