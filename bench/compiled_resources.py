@@ -57,11 +57,11 @@ def search_of(window: bool = False) -> Search:
     """The paper's search for hopper."""
     entries = 6 if window else 7
     blocks = shape_of("bf16", window).blocks(entries)
-    return Search(15, 128, 2, window, entries, ACTION, TOP, TOP, TOP, share=window, blocks=blocks)
+    return Search(15, 128, 2, window, entries, 21, ACTION, TOP, TOP, TOP, share=window, blocks=blocks)
 
 
 ROWS = Rows("*i64", "*fp32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32", "*i32")
-PROBLEMS = Problems(*["*i64"] * 5, *["*fp32"] * 3, *["*i64"] * 4)
+PROBLEMS = Problems(*["*i64"] * 6, *["*fp32"] * 3, *["*i64"] * 4)
 
 
 def segment(name: str, dtype: str, window: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:

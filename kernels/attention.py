@@ -64,9 +64,9 @@ def share_lists(distinct, lists, step, begin, live, anchor, tail, SLOTS: tl.cons
 
 
 @triton.jit
-def attend(query, keys, values, stride, lists, step, distinct, begin, end, live, anchor, entry, tail, turns,
-           SLOTS: tl.constexpr, HEAD: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr,
-           TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+def attend(query, keys, values, stride, lists, step, distinct, begin, end, live, anchor, tail, SLOTS: tl.constexpr,
+           HEAD: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr,
+           SHARED: tl.constexpr):  # fmt: skip
     """Attend for a tile of rows to what is on their lists of pages, one head.
 
     Slots are counted along a list: slot s of its page j is number j * SLOTS + s. A block is KEYS slots of GROUP lists;
@@ -75,7 +75,7 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
     that reaches back, as long as the anchor stands where its own page ends.
 
     Args:
-        query: [R, HEAD] float32, scaled, turned by its place in its own page.
+        query: [R, HEAD] float32, scaled; turned by its position, as the keys are, if positions turn.
         keys, values: pointers to slot 0 of page 0, of the numbers' type; a page is `stride` further, a slot HEAD.
         lists: pointer to the list of row 0; that of row r is r * `step` further, or LISTS is 1 and all rows read one.
         distinct: of lists that are SHARED, what `share_lists` found. 2 * LISTS + 1 int32 for each KEYS slots: for each
@@ -83,9 +83,7 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
         begin, end: [R], the first and the last slot that a row sees.
         live: [R] bool; the other rows are zeros.
         anchor: one past the last slot that any row sees.
-        entry: which page of its list is each row's own: keys of earlier ones are turned back by TURN a page.
-        TURN: tokens in a page, if keys are turned by their place in their page; else 0.
-        tail: which page of a list holds TAIL more keys, from its first slot on, that all rows see and that do not turn.
+        tail: which page of a list holds TAIL more keys, from its first slot on, that all rows see.
     Returns:
         [R, HEAD] float32.
     """
@@ -93,13 +91,14 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
     kind = keys.dtype.element_ty
     lane = tl.arange(0, GROUP * KEYS)
     d = tl.arange(0, HEAD)[:, None]
-    partner = tl.where(d < HEAD // 4, d + HEAD // 4, tl.where(d < HEAD // 2, d - HEAD // 4, d))
-    direction = tl.where(d < HEAD // 4, 1.0, -1.0)
     row = tl.arange(0, ROWS)[:, None]
     peak = tl.full((ROWS,), NEVER, tl.float32)
     total = tl.full((ROWS,), 0.0, tl.float32)
     mixed = tl.full((ROWS, HEAD), 0.0, tl.float32)
     lowest = tl.min(tl.where(live, begin, anchor), 0)
+    highest = tl.max(tl.where(live, end, -1), 0)
+    first = tl.where(live, begin, 1 << 30)[:, None]
+    span = tl.where(live, end - begin, 0)[:, None].to(tl.uint32)
     query = query.to(kind)
     start = anchor - KEYS
     if TAIL > 0:
@@ -115,13 +114,15 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
                 own = tl.load(distinct + row, mask=row < LISTS, other=-1)
             at = start + lane % KEYS
             owner = group + lane // KEYS
-            seen = (at[None, :] >= begin[:, None]) & (at[None, :] <= end[:, None])
+            seen = (at[None, :] - first).to(tl.uint32) <= span  # what lies before wraps around
+            in_tail = (at >= anchor) & (at < anchor + TAIL)
             if TAIL > 0:
-                seen = seen | ((at >= anchor) & (at < anchor + TAIL))[None, :]
+                seen = seen | (in_tail[None, :] & live[:, None])
             if LISTS > 1:
                 seen = seen & (owner[None, :] == own)
-            seen = seen & live[:, None]
-            needed = tl.max(seen.to(tl.int32), 0) > 0
+                needed = tl.max(seen.to(tl.int32), 0) > 0
+            else:  # neighbours: what lies between the first and the last is seen
+                needed = ((at >= lowest) & (at <= highest)) | in_tail
             j = at // SLOTS
             if TAIL > 0:
                 j = tl.where(at >= anchor, tail, j)
@@ -130,11 +131,6 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
             page = tl.load(lists + owner * step + j, mask=needed, other=0).to(tl.int64)
             place = (page * stride + at % SLOTS * HEAD)[None, :]
             key = tl.load(keys + place + d, mask=needed[None, :], other=0.0)
-            if TURN > 0:
-                back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)[None, :] * (2 * HEAD) + d
-                swapped = tl.load(keys + place + partner, mask=needed[None, :], other=0.0).to(tl.float32) * direction
-                turned = key.to(tl.float32) * tl.load(turns + back) + swapped * tl.load(turns + back + HEAD)
-                key = turned.to(kind)
             score = tl.dot(query, key, input_precision="ieee", out_dtype=tl.float32)
             score = tl.where(seen, score, NEVER)
             higher = tl.maximum(peak, tl.max(score, 1))
@@ -167,7 +163,7 @@ def _paged_attention(query, keys, values, table, lengths, out, rows, entries, sc
     anchor = (tl.max(length, 0) + KEYS - 1) // KEYS * KEYS  # so that blocks begin where they do for any neighbours
     result = attend(
         q, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, HEADS * SLOTS * HEAD, table + first * entries,
-        entries, table, length * 0, length - 1, live, anchor, 0, 0, out, SLOTS, HEAD, ROWS, GROUP, KEYS, 0, 0, False,
+        entries, table, length * 0, length - 1, live, anchor, 0, SLOTS, HEAD, ROWS, GROUP, KEYS, 0, False,
     )  # fmt: skip
     tl.store(out + at, result.to(out.dtype.element_ty), mask=(row < rows)[:, None])
 

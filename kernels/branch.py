@@ -80,17 +80,19 @@ def branch(
             prefix = problems.prefix + b * longest
             length = before * SHAPE.transition_dim + SHAPE.observation_dim
             compute(
-                begin, end, oldest, table, ENTRIES, window, prefix, length, planned, model, pages, problems.progress,
-                row, round, SHAPE, SEARCH, False,
+                begin, end, oldest, 0, table, ENTRIES, table, window, prefix, length, planned, model, pages,
+                problems.progress, row, round, SHAPE, SEARCH, False, False,
             )  # fmt: skip
             tl.atomic_add(problems.slots + b, (end - begin).to(tl.int64))
     slot = tl.where(column > SHAPE.action_dim + 1, column - 1, column)
     slot = tl.where(column == SHAPE.action_dim + 1, SHAPE.slots, slot) + zero
     fed = tl.load(planned + token + zero).to(tl.int32)
     x = embed(fed, ENTRIES - 1, slot, oldest, alone, model, SHAPE)
+    ordinal = ENTRIES - ends if SEARCH.window else SEARCH.context_pages + round
     hidden = forward(
-        x, slot, alone, oldest + zero, ENTRIES - 1, table, 0, table, ENTRIES, model, pages, SHAPE, 1, False
-    )
+        x, slot, alone, oldest + zero, ENTRIES - 1, ordinal, table, 0, table, ENTRIES, table, model, pages, SHAPE, 1,
+        False, False,
+    )  # fmt: skip
     logits = logits_after(hidden, (SHAPE.observation_dim + column) % SHAPE.transition_dim, model, SHAPE)
     check_logits(logits, alone, token + 1 + zero, problems, SHAPE)
     at = row * SHAPE.padded + tl.arange(0, SHAPE.padded)[None, :] + zero[:, None]

@@ -21,6 +21,8 @@ class Search:
     """the context is cropped, and computed anew, in every round"""
     entries: int
     """pages in the list of a beam or a candidate, its own the last; behind it stands the goal's"""
+    context_pages: int
+    """pages of the longest prefix; those of the plan follow"""
     action_rule: Rule
     reward_rule: Rule
     value_rule: Rule
@@ -68,6 +70,9 @@ class Problems(NamedTuple):
     """[B, N] int64 tokens"""
     table: Any
     """[B, most entries + 1] int64, pages of the prefix, the oldest first, then the goal's"""
+    plan_table: Any
+    """with a rolling context: [B, most entries + 1] int64, pages of the prefix as the plan reads them: keys turned by
+    their distance from the first; those in `table` are not turned, and are kept for the next plan"""
     goal_pages: Any
     """[B] int64"""
     discounts: Any

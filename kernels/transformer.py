@@ -137,12 +137,13 @@ def pack(weights: Mapping[str, Tensor], shape: Shape, distances: int) -> Model:
     Args:
         weights: the state dict.
         shape: its sizes.
-        distances: tokens between a query and the start of the furthest page that it sees.
+        distances: tokens in the pages of a plan, from the first that is seen to the last that is planned.
     """
     D, A = shape.width, shape.heads
     matrices, vectors = [], []
     for layer in range(shape.layers):
         block = {name: weights[f"blocks.{layer}.{name}"] for name in _BLOCK}
+        block |= {name: pair_up(block[name], shape) for name in ("qkv.weight", "qkv.bias") if shape.rotary}
         qkv = block["qkv.weight"].view(3, A, D // A, D).transpose(2, 3)
         hidden = block["mlp_in.weight"].view(-1, shape.hidden_chunk, D).transpose(1, 2)
         matrices += [qkv, block["projection.weight"].t(), hidden, block["mlp_out.weight"].t()]
@@ -169,16 +170,25 @@ _BLOCK = (
 )
 
 
+def pair_up(qkv: Tensor, shape: Shape) -> Tensor:
+    """Put next to each other, in queries and keys, what is turned together. [3 * D, ...], the same shape."""
+    half = shape.head_width // 2
+    parts = qkv.view(3, shape.heads, 2, half, -1).clone()  # of a head the first half turns
+    turned = parts[:2, :, 0].unflatten(2, (2, half // 2))
+    parts[:2, :, 0] = turned.transpose(2, 3).flatten(2, 3)
+    return parts.view_as(qkv)
+
+
 def turns(shape: Shape, distances: int) -> Tensor:
-    """[distances, 2, D/A] float32: by how much each number of a head is kept, and takes from its partner."""
+    """[distances, 2, D/A] float32: by how much each number of a head is kept, and takes from its neighbour."""
     if not shape.rotary:
         return torch.zeros(1, 2, shape.head_width)
     pairs = shape.head_width // 4
     frequency = ROTARY_BASE ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-    angle = torch.arange(distances, dtype=torch.float64)[:, None] * frequency
+    angle = (torch.arange(distances, dtype=torch.float64)[:, None] * frequency).repeat_interleave(2, dim=1)
     rest = torch.zeros(distances, shape.head_width - 2 * pairs, dtype=torch.float64)
-    cos = torch.cat([angle.cos(), angle.cos(), rest + 1], dim=1)
-    sin = torch.cat([angle.sin(), angle.sin(), rest], dim=1)
+    cos = torch.cat([angle.cos(), rest + 1], dim=1)
+    sin = torch.cat([angle.sin(), rest], dim=1)
     return torch.stack([cos, sin], dim=1).float()
 
 
@@ -233,9 +243,18 @@ def layer_norm(x, vectors, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def gelu(x):
-    """The exact GELU."""
-    return 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+def gelu(x, DTYPE: tl.constexpr):
+    """The exact GELU; for bfloat16 with the error function of Abramowitz and Stegun, 7.1.26, right to 1.5e-7."""
+    if DTYPE == tl.bfloat16:
+        size = tl.abs(x)
+        d = size * (0.3275911 * 0.7071067811865476) + 1.0
+        t = tl.math.rsqrt(d * d)  # a reciprocal, in one instruction
+        p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+        tail = 0.5 * p * tl.math.exp2(x * x * -0.7213475204444817)
+        out = tl.maximum(x, 0.0) - size * tail
+    else:
+        out = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
+    return out
 
 
 @triton.jit
@@ -247,14 +266,9 @@ def product(x, matrix, rows: tl.constexpr, columns: tl.constexpr, stride: tl.con
 
 @triton.jit
 def swap_pairs(x, SHAPE: tl.constexpr):
-    """Put into each number's place what its turn takes: -b for a, a for b, 0 for what does not turn. [R, D/A]."""
-    quarter: tl.constexpr = SHAPE.head_width // 4
-    source = tl.arange(0, SHAPE.head_width)[:, None]
-    target = tl.arange(0, SHAPE.head_width)[None, :]
-    takes_b = (target < quarter) & (source == target + quarter)
-    takes_a = (target >= quarter) & (target < 2 * quarter) & (source == target - quarter)
-    pattern = tl.where(takes_b, -1.0, tl.where(takes_a, 1.0, 0.0))
-    return tl.dot(x, pattern, input_precision="ieee", out_dtype=tl.float32)
+    """Put into each number's place what its turn takes: -b for a, a for its neighbour b. [R, D/A]."""
+    a, b = tl.split(tl.reshape(x, (x.shape[0], SHAPE.head_width // 2, 2)))
+    return tl.reshape(tl.join(-b, a), (x.shape[0], SHAPE.head_width))
 
 
 @triton.jit
@@ -282,8 +296,8 @@ def share_tile(distinct, oldest, live, entry, lists, step, count, SHAPE: tl.cons
 
 
 @triton.jit
-def forward(x, slot, live, oldest, entry, lists, step, distinct, count, model, pages, SHAPE: tl.constexpr,
-            LISTS: tl.constexpr, IS_GOAL: tl.constexpr):  # fmt: skip
+def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count, kept, model, pages, SHAPE: tl.constexpr,
+            LISTS: tl.constexpr, IS_GOAL: tl.constexpr, KEEPS: tl.constexpr):  # fmt: skip
     """Pass a tile through all layers; write its keys and values; return what the heads read.
 
     Args:
@@ -292,10 +306,12 @@ def forward(x, slot, live, oldest, entry, lists, step, distinct, count, model, p
         live: [R] bool, rows that are there; the others write nothing.
         oldest: [R] int32, the first page of each list that holds anything: an observation.
         entry: which page of its list every token is on.
+        ordinal: which page of the plan that is: queries and keys are turned by how far they lie from its first.
         lists: pointer to the first row's list of pages.
         step: from a row's list to the next row's; LISTS is 1, and step 0, if the tile is of one sequence.
         distinct: what `share_tile` found; of one sequence unused.
         count: pages of a list; behind them stands the goal's (read if SHAPE.goal).
+        kept: pointer to a second page of the tile, if it KEEPS one: with keys that are not turned.
         pages: pointer to all pages, [page, layer, key or value, head, slot, D/A].
         IS_GOAL: the tile's tokens are a goal's.
     Returns:
@@ -308,13 +324,12 @@ def forward(x, slot, live, oldest, entry, lists, step, distinct, count, model, p
     CHUNK: tl.constexpr = SHAPE.hidden_chunk
     GROUP: tl.constexpr = 1 if LISTS == 1 else SHAPE.group
     KEYS: tl.constexpr = SHAPE.keys if LISTS == 1 else SHAPE.group_keys
-    TURN: tl.constexpr = SHAPE.transition_dim if SHAPE.rotary and not IS_GOAL else 0
     TAIL: tl.constexpr = SHAPE.observation_dim if SHAPE.goal and not IS_GOAL else 0
     h_lane = tl.arange(0, HEAD)
     is_value = slot == SLOTS
     is_next = (slot > SHAPE.action_dim) & (slot < SLOTS)
-    offset = slot + is_next.to(tl.int32)  # in tokens from its page's first: the value token lies between
-    offset = tl.where(is_value, SHAPE.action_dim + 1, offset)
+    position = slot + is_next.to(tl.int32)  # in tokens from its page's first: the value token lies between
+    position = tl.where(is_value, SHAPE.action_dim + 1, position) + ordinal * SHAPE.transition_dim
     anchor = (entry + 1) * SLOTS
     begin = slot * 0 + entry * SLOTS
     end = begin + tl.where(is_value, SHAPE.action_dim, slot)
@@ -323,6 +338,9 @@ def forward(x, slot, live, oldest, entry, lists, step, distinct, count, model, p
     own = tl.load(lists + tl.arange(0, SHAPE.rows) * step + entry, mask=live, other=0).to(tl.int64)
     stored = own[:, None] * SHAPE.page_size + slot[:, None] * HEAD + h_lane[None, :]
     has_slot = (live & (slot < SLOTS))[:, None]
+    stored_too = stored
+    if KEEPS:
+        stored_too += (tl.load(kept).to(tl.int64) - own[:, None]) * SHAPE.page_size
     for layer in tl.range(0, SHAPE.layers, disable_licm=True):
         matrices = model.matrices + layer * SHAPE.layer_matrices
         vectors = model.vectors + layer * SHAPE.layer_vectors
@@ -334,11 +352,15 @@ def forward(x, slot, live, oldest, entry, lists, step, distinct, count, model, p
             bias = vectors + 3 * D + head * HEAD + h_lane
             key = product(normed, weight, D, HEAD, HEAD) + tl.load(bias)[None, :]
             value = product(normed, weight + D * D, D, HEAD, HEAD) + tl.load(bias + D)[None, :]
+            if KEEPS:
+                at = stored_too + head * SLOTS * HEAD
+                tl.store(keys + at, key.to(SHAPE.dtype), mask=has_slot)
+                tl.store(values + at, value.to(SHAPE.dtype), mask=has_slot)
             if SHAPE.rotary:
                 if IS_GOAL:  # a goal has no position: what turns is zeroed
                     key = tl.where((h_lane < HEAD // 2)[None, :], 0.0, key)
                 else:
-                    key = turn(key, swap_pairs(key, SHAPE), model.turns, offset, HEAD)
+                    key = turn(key, swap_pairs(key, SHAPE), model.turns, position, HEAD)
             at = stored + head * SLOTS * HEAD
             tl.store(keys + at, key.to(SHAPE.dtype), mask=has_slot)
             tl.store(values + at, value.to(SHAPE.dtype), mask=has_slot)
@@ -347,12 +369,11 @@ def forward(x, slot, live, oldest, entry, lists, step, distinct, count, model, p
         for head in tl.range(0, SHAPE.heads, disable_licm=True):
             query = product(normed, matrices + head * D * HEAD, D, HEAD, HEAD)
             query = (query + tl.load(vectors + 2 * D + head * HEAD + h_lane)[None, :]) * (1.0 / HEAD**0.5)
-            if TURN > 0:
-                query = turn(query, swap_pairs(query, SHAPE), model.turns, offset, HEAD)
+            if SHAPE.rotary and not IS_GOAL:
+                query = turn(query, swap_pairs(query, SHAPE), model.turns, position, HEAD)
             mixed = attend(
                 query, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, SHAPE.page_size, lists, step,
-                distinct, begin, end, live, anchor, entry, count, model.turns, SLOTS, HEAD, LISTS, GROUP, KEYS, TURN,
-                TAIL, GROUP < LISTS,
+                distinct, begin, end, live, anchor, count, SLOTS, HEAD, LISTS, GROUP, KEYS, TAIL, GROUP < LISTS,
             )  # fmt: skip
             added += product(mixed.to(SHAPE.dtype), matrices + 3 * D * D + head * HEAD * D, HEAD, D, D)
         x += added + tl.load(vectors + 5 * D + tl.arange(0, D))[None, :]
@@ -361,10 +382,32 @@ def forward(x, slot, live, oldest, entry, lists, step, distinct, count, model, p
         for chunk in tl.range(0, 4 * D // CHUNK, disable_licm=True):
             hidden = product(normed, matrices + 4 * D * D + chunk * CHUNK * D, D, CHUNK, CHUNK)
             bias = tl.load(vectors + 8 * D + chunk * CHUNK + tl.arange(0, CHUNK))
-            hidden = gelu(hidden + bias[None, :]).to(SHAPE.dtype)
+            hidden = gelu(hidden + bias[None, :], SHAPE.dtype).to(SHAPE.dtype)
             added += product(hidden, matrices + 8 * D * D + chunk * CHUNK * D, CHUNK, D, D)
         x += added + tl.load(vectors + 12 * D + tl.arange(0, D))[None, :]
     return layer_norm(x, model.vectors + SHAPE.layers * SHAPE.layer_vectors, SHAPE).to(SHAPE.dtype)
+
+
+@triton.jit
+def turn_page(source, target, ordinal, model, pages, SHAPE: tl.constexpr):
+    """Copy a page whose keys are not turned to one of the plan, where they are turned by its ordinal."""
+    HEAD: tl.constexpr = SHAPE.head_width
+    ROWS: tl.constexpr = SHAPE.keys
+    LINES: tl.constexpr = SHAPE.page_size // SHAPE.head_width
+    h_lane = tl.arange(0, HEAD)[None, :]
+    start = ordinal * 0
+    while start < LINES:
+        line = start + tl.arange(0, ROWS)
+        mask = (line < LINES)[:, None]
+        slot = line % SHAPE.slots
+        position = slot + (slot > SHAPE.action_dim).to(tl.int32) + ordinal * SHAPE.transition_dim
+        at = line[:, None] * HEAD + h_lane
+        x = tl.load(pages + source * SHAPE.page_size + at, mask=mask, other=0.0).to(tl.float32)
+        is_value = line // (SHAPE.heads * SHAPE.slots) % 2 == 1
+        turned = turn(x, swap_pairs(x, SHAPE), model.turns, position, HEAD)
+        x = tl.where(is_value[:, None], x, turned).to(SHAPE.dtype)
+        tl.store(pages + target * SHAPE.page_size + at, x, mask=mask)
+        start += ROWS
 
 
 @triton.jit

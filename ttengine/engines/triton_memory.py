@@ -48,6 +48,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Search]
         expand=config.expand,
         window=window,
         entries=entries,
+        context_pages=model.layers * model.context + 1,
         action_rule=_rule(config.action),
         reward_rule=_rule(config.reward),
         value_rule=_rule(config.value),
@@ -122,8 +123,9 @@ class Memory:
     """State and pages for B problems.
 
     Pages are numbered: those of the contexts first, then the goals', then the candidates'. With a rolling context each
-    problem has a ring of context pages, and the candidates of as many rounds as can be seen have theirs; with a window
-    every beam has the pages of its window, and only one round's candidates have any. A likelihood search has two
+    problem has a ring of context pages, and others onto which those in sight are copied for the plan, and the candidates
+    of as many rounds as can be seen have theirs; with a window every beam has the pages of its window, and only one
+    round's candidates have any. A likelihood search has two
     sets of beams, the second in the candidates' place, which take turns; each has a page that grows.
 
     Raises:
@@ -149,10 +151,11 @@ class Memory:
         self.rows_of_a_tile = rows_of_a_tile(
             B * C, torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1
         )
-        self.goal_page = B * self.ring
+        entries = search.entries if search.window else self.transitions + 1
+        first_of_plan = B * self.ring
+        self.goal_page = first_of_plan + (0 if search.window else B * entries)
         self.first_page = self.goal_page + (B if shape.goal else 0)
         pages = self.first_page + self.turns * B * C
-        entries = search.entries if search.window else self.transitions + 1
         self.staged = Staged(B, self.transitions * K + N, N if shape.goal else 0, entries, N, device)
         self.episodes = [Episode([], []) for _ in range(B)]
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -171,6 +174,8 @@ class Memory:
             own = torch.arange(B * W * search.entries, device=device).view(B, W, search.entries)
             self.beams.table[..., :-1].copy_(own)
             self.beams.table[..., -1] = self.goal_page + torch.arange(B, device=device)[:, None]
+        goal_pages = torch.arange(self.goal_page, self.goal_page + B, device=device)
+        plan = torch.arange(first_of_plan, self.goal_page, device=device).view(B, 0 if search.window else entries)
         edges = discretizer.edges.to(device, torch.float32)
         staged = self.staged.device
         self.problems = Problems(
@@ -178,7 +183,8 @@ class Memory:
             prefix=staged["prefix"],
             goals=staged["goals"],
             table=staged["table"],
-            goal_pages=torch.arange(self.goal_page, self.goal_page + B, device=device),
+            plan_table=torch.cat([plan, goal_pages[:, None]], dim=1),
+            goal_pages=goal_pages,
             discounts=(config.discount ** torch.arange(H + 1, dtype=torch.float32)).to(device),
             reward_edges=edges[-2].contiguous(),
             value_edges=edges[-1].contiguous(),
