@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PINS := requirements/pinned.txt
 BASELINES := requirements/baselines.txt
 ROOT := $(CURDIR)
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/cpp/*.h tests/cpp/*.cpp bench/virtual_gpu/*.h)
 
 ifeq ($(shell uname -s),Linux)
   export MUJOCO_GL ?= egl

@@ -64,9 +64,9 @@ def share_lists(distinct, lists, step, begin, live, anchor, tail, SLOTS: tl.cons
 
 
 @triton.jit
-def attend(query, keys, values, stride, lists, step, distinct, begin, end, live, anchor, tail, SLOTS: tl.constexpr,
-           HEAD: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr,
-           SHARED: tl.constexpr):  # fmt: skip
+def attend(query, keys, values, stride, lists, step, distinct, begin, end, live, anchor, entry, tail, turns,
+           SLOTS: tl.constexpr, HEAD: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr,
+           TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
     """Attend for a tile of rows to what is on their lists of pages, one head.
 
     Slots are counted along a list: slot s of its page j is number j * SLOTS + s. A block is KEYS slots of GROUP lists;
@@ -83,6 +83,8 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
         begin, end: [R], the first and the last slot that a row sees.
         live: [R] bool; the other rows are zeros.
         anchor: one past the last slot that any row sees.
+        entry: which page of its list is each row's own: keys of earlier ones are turned back by TURN a page.
+        TURN: tokens in a page, if keys are turned by their place in their page; else 0.
         tail: which page of a list holds TAIL more keys, from its first slot on, that all rows see.
     Returns:
         [R, HEAD] float32.
@@ -131,6 +133,12 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
             page = tl.load(lists + owner * step + j, mask=needed, other=0).to(tl.int64)
             place = (page * stride + at % SLOTS * HEAD)[None, :]
             key = tl.load(keys + place + d, mask=needed[None, :], other=0.0)
+            if TURN > 0:
+                back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)[None, :] * (2 * HEAD) + d
+                neighbour = tl.load(keys + place + (d ^ 1), mask=needed[None, :], other=0.0).to(tl.float32)
+                swapped = tl.where(d % 2 == 0, neighbour, -neighbour)
+                turned = key.to(tl.float32) * tl.load(turns + back) + swapped * tl.load(turns + back + HEAD)
+                key = turned.to(kind)
             score = tl.dot(query, key, input_precision="ieee", out_dtype=tl.float32)
             score = tl.where(seen, score, NEVER)
             higher = tl.maximum(peak, tl.max(score, 1))
@@ -163,7 +171,7 @@ def _paged_attention(query, keys, values, table, lengths, out, rows, entries, sc
     anchor = (tl.max(length, 0) + KEYS - 1) // KEYS * KEYS  # so that blocks begin where they do for any neighbours
     result = attend(
         q, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, HEADS * SLOTS * HEAD, table + first * entries,
-        entries, table, length * 0, length - 1, live, anchor, 0, SLOTS, HEAD, ROWS, GROUP, KEYS, 0, False,
+        entries, table, length * 0, length - 1, live, anchor, 0, 0, out, SLOTS, HEAD, ROWS, GROUP, KEYS, 0, 0, False,
     )  # fmt: skip
     tl.store(out + at, result.to(out.dtype.element_ty), mask=(row < rows)[:, None])
 

@@ -80,7 +80,7 @@ def branch(
             prefix = problems.prefix + b * longest
             length = before * SHAPE.transition_dim + SHAPE.observation_dim
             compute(
-                begin, end, oldest, 0, table, ENTRIES, table, window, prefix, length, planned, model, pages,
+                begin, end, oldest, table, ENTRIES, window, prefix, length, planned, model, pages,
                 problems.progress, row, round, SHAPE, SEARCH, False, False,
             )  # fmt: skip
             tl.atomic_add(problems.slots + b, (end - begin).to(tl.int64))
@@ -90,8 +90,8 @@ def branch(
     x = embed(fed, ENTRIES - 1, slot, oldest, alone, model, SHAPE)
     ordinal = ENTRIES - ends if SEARCH.window else SEARCH.context_pages + round
     hidden = forward(
-        x, slot, alone, oldest + zero, ENTRIES - 1, ordinal, table, 0, table, ENTRIES, table, model, pages, SHAPE, 1,
-        False, False,
+        x, slot, alone, oldest + zero, ENTRIES - 1, ordinal, table, 0, table, ENTRIES, model, pages, SHAPE, 1, False,
+        False,
     )  # fmt: skip
     logits = logits_after(hidden, (SHAPE.observation_dim + column) % SHAPE.transition_dim, model, SHAPE)
     check_logits(logits, alone, token + 1 + zero, problems, SHAPE)

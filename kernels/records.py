@@ -71,8 +71,8 @@ class Problems(NamedTuple):
     table: Any
     """[B, most entries + 1] int64, pages of the prefix, the oldest first, then the goal's"""
     plan_table: Any
-    """with a rolling context: [B, most entries + 1] int64, pages of the prefix as the plan reads them: keys turned by
-    their distance from the first; those in `table` are not turned, and are kept for the next plan"""
+    """with a rolling context: [B, most entries + 1] int64, pages of the prefix as the plan reads them, keys turned by
+    their distance from the first page; those in `table` are kept for the next plan"""
     goal_pages: Any
     """[B] int64"""
     discounts: Any

@@ -63,14 +63,13 @@ def _sequence(at, prefix, length, planned, live):
 
 
 @triton.jit
-def compute(u, end, oldest, first, lists, count, kept, window, prefix, length, planned, model, pages, progress, row,
-            round, SHAPE: tl.constexpr, SEARCH: tl.constexpr, KEEPS: tl.constexpr, SHARES: tl.constexpr):  # fmt: skip
+def compute(u, end, oldest, lists, count, window, prefix, length, planned, model, pages, progress, row, round,
+            SHAPE: tl.constexpr, SEARCH: tl.constexpr, RELATIVE: tl.constexpr, SHARES: tl.constexpr):  # fmt: skip
     """Pass the tokens in slots u to end - 1 of one sequence through the model, a tile of one page at a time.
 
-    Slots are counted along its list of pages, the first of which is page `first` of the plan. `window` is the index in
-    the sequence of the window's first token. If it KEEPS them, keys that are not turned go to the pages in `kept`. If it
-    SHARES its pages, the other programs hear of every tile. Returns the last tile's hidden rows, and where in it the last
-    token is.
+    Slots are counted along its list of pages. `window` is the index in the sequence of the window's first token. If
+    it SHARES its pages, the other programs hear of every tile. Returns the last tile's hidden rows, and where in it
+    the last token is.
     """
     lane = tl.arange(0, SHAPE.rows)
     hidden = tl.full((SHAPE.rows, SHAPE.width), 0.0, SHAPE.dtype)
@@ -83,9 +82,23 @@ def compute(u, end, oldest, first, lists, count, kept, window, prefix, length, p
         token = _sequence(window + position_of(entry, slot, oldest, SHAPE), prefix, length, planned, live)
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
         hidden = forward(
-            x, slot, live, oldest + lane * 0, entry, first + entry, lists, 0, lists, count, kept + entry, model, pages,
-            SHAPE, 1, False, KEEPS,
-        )  # fmt: skip
+            x,
+            slot,
+            live,
+            oldest + lane * 0,
+            entry,
+            entry,
+            lists,
+            0,
+            lists,
+            count,
+            model,
+            pages,
+            SHAPE,
+            1,
+            False,
+            RELATIVE,
+        )
         last = stop - 1 - u
         u = stop
         tl.debug_barrier()
@@ -115,29 +128,25 @@ def prefill(model, pages, beams, problems, longest, columns, SHAPE: tl.constexpr
             x = embed_goal(token, index, live, model, SHAPE)
             slot = tl.where(live, index, 0)
             goal_page = problems.goal_pages + b
-            forward(
-                x, slot, live, lane * 0, 0, 0, goal_page, 0, goal_page, 1, goal_page, model, pages, SHAPE, 1, True, False
-            )
+            forward(x, slot, live, lane * 0, 0, 0, goal_page, 0, goal_page, 1, model, pages, SHAPE, 1, True, False)
             start += SHAPE.rows
             tl.debug_barrier()
     prefix = problems.prefix + b * longest
-    kept = problems.table + b * columns
-    lists = kept
-    first = entries * 0
-    if not SEARCH.window:
-        first = columns - 1 - entries  # so that all plans begin after the same page
-        lists = problems.plan_table + b * columns + first
-        entry = tl.maximum(begin // SHAPE.slots - SHAPE.sight - 1, 0)
-        while entry < begin // SHAPE.slots:
-            turn_page(tl.load(kept + entry), tl.load(lists + entry), first + entry, model, pages, SHAPE)
-            entry += 1
-        tl.debug_barrier()
+    lists = problems.table + b * columns
     length = transitions * SHAPE.transition_dim + SHAPE.observation_dim
     oldest = entries - transitions - 1
     hidden, last = compute(
-        begin, entries * SHAPE.slots, oldest, first, lists, entries, kept, 0, prefix, length, beams.tokens, model, pages,
+        begin, entries * SHAPE.slots, oldest, lists, entries, 0, prefix, length, beams.tokens, model, pages,
         problems.progress, b, 0, SHAPE, SEARCH, not SEARCH.window, False,
     )  # fmt: skip
+    if not SEARCH.window:  # the plan reads pages of its own
+        of_ring = lists
+        first = columns - 1 - entries  # so that all plans begin after the same page
+        lists = problems.plan_table + b * columns + first
+        entry = tl.maximum(entries - SEARCH.entries, 0)
+        while entry < entries:
+            turn_page(tl.load(of_ring + entry), tl.load(lists + entry), first + entry, model, pages, SHAPE)
+            entry += 1
     logits = logits_after(hidden, SHAPE.observation_dim - 1, model, SHAPE)
     live = lane == last
     check_logits(logits, live, lane * 0, problems, SHAPE)
@@ -220,7 +229,7 @@ def expand(
         slot = lane * 0 + step
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
         hidden = forward(
-            x, slot, live, oldest, entry, ordinal, lists, SEARCH.entries + 1, distinct, SEARCH.entries, lists, model, pages,
+            x, slot, live, oldest, entry, ordinal, lists, SEARCH.entries + 1, distinct, SEARCH.entries, model, pages,
             SHAPE, TILE, False, False,
         )  # fmt: skip
         logits = logits_after(hidden, SHAPE.observation_dim + step, model, SHAPE)
@@ -287,7 +296,7 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
             report_progress(problems.progress, row, round, shared * SHAPE.slots, SHAPE, SEARCH)
         tl.debug_barrier()
         compute(
-            begin, end, oldest, 0, table, SEARCH.entries, table, window, prefix, length, tokens, model, pages,
+            begin, end, oldest, table, SEARCH.entries, window, prefix, length, tokens, model, pages,
             problems.progress, row, round, SHAPE, SEARCH, False, SEARCH.share,
         )  # fmt: skip
         tl.atomic_add(problems.slots + b, (end - begin).to(tl.int64))
@@ -318,7 +327,7 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
         slot = tl.where(at == 0, SHAPE.slots, tl.where(live, SHAPE.action_dim + at, 0))
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
         hidden = forward(
-            x, slot, live, oldest + zero, entry, ordinal, table, 0, table, SEARCH.entries, table, model, pages, SHAPE, 1,
+            x, slot, live, oldest + zero, entry, ordinal, table, 0, table, SEARCH.entries, model, pages, SHAPE, 1,
             False, False,
         )  # fmt: skip
         logits = tl.full((SHAPE.rows, SHAPE.padded), 0.0, tl.float32)

@@ -243,9 +243,9 @@ def layer_norm(x, vectors, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def gelu(x, DTYPE: tl.constexpr):
+def gelu(x, SHAPE: tl.constexpr):
     """The exact GELU; for bfloat16 with the error function of Abramowitz and Stegun, 7.1.26, right to 1.5e-7."""
-    if DTYPE == tl.bfloat16:
+    if SHAPE.dtype == tl.bfloat16:
         size = tl.abs(x)
         d = size * (0.3275911 * 0.7071067811865476) + 1.0
         t = tl.math.rsqrt(d * d)  # a reciprocal, in one instruction
@@ -296,8 +296,8 @@ def share_tile(distinct, oldest, live, entry, lists, step, count, SHAPE: tl.cons
 
 
 @triton.jit
-def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count, kept, model, pages, SHAPE: tl.constexpr,
-            LISTS: tl.constexpr, IS_GOAL: tl.constexpr, KEEPS: tl.constexpr):  # fmt: skip
+def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count, model, pages, SHAPE: tl.constexpr,
+            LISTS: tl.constexpr, IS_GOAL: tl.constexpr, RELATIVE: tl.constexpr):  # fmt: skip
     """Pass a tile through all layers; write its keys and values; return what the heads read.
 
     Args:
@@ -306,14 +306,15 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
         live: [R] bool, rows that are there; the others write nothing.
         oldest: [R] int32, the first page of each list that holds anything: an observation.
         entry: which page of its list every token is on.
-        ordinal: which page of the plan that is: queries and keys are turned by how far they lie from its first.
+        ordinal: which page of the plan that is: queries and keys are turned by how far they lie from the first.
         lists: pointer to the first row's list of pages.
         step: from a row's list to the next row's; LISTS is 1, and step 0, if the tile is of one sequence.
         distinct: what `share_tile` found; of one sequence unused.
         count: pages of a list; behind them stands the goal's (read if SHAPE.goal).
-        kept: pointer to a second page of the tile, if it KEEPS one: with keys that are not turned.
         pages: pointer to all pages, [page, layer, key or value, head, slot, D/A].
         IS_GOAL: the tile's tokens are a goal's.
+        RELATIVE: keys are turned by their place in their page only, and further when they are read. So their bits do
+            not depend on where a plan began, and they can be kept for the next.
     Returns:
         [R, D] of SHAPE.dtype.
     """
@@ -325,11 +326,14 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
     GROUP: tl.constexpr = 1 if LISTS == 1 else SHAPE.group
     KEYS: tl.constexpr = SHAPE.keys if LISTS == 1 else SHAPE.group_keys
     TAIL: tl.constexpr = SHAPE.observation_dim if SHAPE.goal and not IS_GOAL else 0
+    TURN: tl.constexpr = SHAPE.transition_dim if SHAPE.rotary and RELATIVE else 0
     h_lane = tl.arange(0, HEAD)
     is_value = slot == SLOTS
     is_next = (slot > SHAPE.action_dim) & (slot < SLOTS)
     position = slot + is_next.to(tl.int32)  # in tokens from its page's first: the value token lies between
-    position = tl.where(is_value, SHAPE.action_dim + 1, position) + ordinal * SHAPE.transition_dim
+    position = tl.where(is_value, SHAPE.action_dim + 1, position)
+    if not RELATIVE:
+        position += ordinal * SHAPE.transition_dim
     anchor = (entry + 1) * SLOTS
     begin = slot * 0 + entry * SLOTS
     end = begin + tl.where(is_value, SHAPE.action_dim, slot)
@@ -338,9 +342,6 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
     own = tl.load(lists + tl.arange(0, SHAPE.rows) * step + entry, mask=live, other=0).to(tl.int64)
     stored = own[:, None] * SHAPE.page_size + slot[:, None] * HEAD + h_lane[None, :]
     has_slot = (live & (slot < SLOTS))[:, None]
-    stored_too = stored
-    if KEEPS:
-        stored_too += (tl.load(kept).to(tl.int64) - own[:, None]) * SHAPE.page_size
     for layer in tl.range(0, SHAPE.layers, disable_licm=True):
         matrices = model.matrices + layer * SHAPE.layer_matrices
         vectors = model.vectors + layer * SHAPE.layer_vectors
@@ -352,10 +353,6 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
             bias = vectors + 3 * D + head * HEAD + h_lane
             key = product(normed, weight, D, HEAD, HEAD) + tl.load(bias)[None, :]
             value = product(normed, weight + D * D, D, HEAD, HEAD) + tl.load(bias + D)[None, :]
-            if KEEPS:
-                at = stored_too + head * SLOTS * HEAD
-                tl.store(keys + at, key.to(SHAPE.dtype), mask=has_slot)
-                tl.store(values + at, value.to(SHAPE.dtype), mask=has_slot)
             if SHAPE.rotary:
                 if IS_GOAL:  # a goal has no position: what turns is zeroed
                     key = tl.where((h_lane < HEAD // 2)[None, :], 0.0, key)
@@ -373,7 +370,8 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
                 query = turn(query, swap_pairs(query, SHAPE), model.turns, position, HEAD)
             mixed = attend(
                 query, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, SHAPE.page_size, lists, step,
-                distinct, begin, end, live, anchor, count, SLOTS, HEAD, LISTS, GROUP, KEYS, TAIL, GROUP < LISTS,
+                distinct, begin, end, live, anchor, entry, count, model.turns, SLOTS, HEAD, LISTS, GROUP, KEYS, TURN,
+                TAIL, GROUP < LISTS,
             )  # fmt: skip
             added += product(mixed.to(SHAPE.dtype), matrices + 3 * D * D + head * HEAD * D, HEAD, D, D)
         x += added + tl.load(vectors + 5 * D + tl.arange(0, D))[None, :]
@@ -382,7 +380,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
         for chunk in tl.range(0, 4 * D // CHUNK, disable_licm=True):
             hidden = product(normed, matrices + 4 * D * D + chunk * CHUNK * D, D, CHUNK, CHUNK)
             bias = tl.load(vectors + 8 * D + chunk * CHUNK + tl.arange(0, CHUNK))
-            hidden = gelu(hidden + bias[None, :], SHAPE.dtype).to(SHAPE.dtype)
+            hidden = gelu(hidden + bias[None, :], SHAPE).to(SHAPE.dtype)
             added += product(hidden, matrices + 8 * D * D + chunk * CHUNK * D, CHUNK, D, D)
         x += added + tl.load(vectors + 12 * D + tl.arange(0, D))[None, :]
     return layer_norm(x, model.vectors + SHAPE.layers * SHAPE.layer_vectors, SHAPE).to(SHAPE.dtype)
@@ -390,21 +388,18 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
 
 @triton.jit
 def turn_page(source, target, ordinal, model, pages, SHAPE: tl.constexpr):
-    """Copy a page whose keys are not turned to one of the plan, where they are turned by its ordinal."""
+    """Copy a page whose keys are turned by their place in it to one of the plan, where they are turned by the whole."""
     HEAD: tl.constexpr = SHAPE.head_width
     ROWS: tl.constexpr = SHAPE.keys
     LINES: tl.constexpr = SHAPE.page_size // SHAPE.head_width
-    h_lane = tl.arange(0, HEAD)[None, :]
     start = ordinal * 0
     while start < LINES:
         line = start + tl.arange(0, ROWS)
         mask = (line < LINES)[:, None]
-        slot = line % SHAPE.slots
-        position = slot + (slot > SHAPE.action_dim).to(tl.int32) + ordinal * SHAPE.transition_dim
-        at = line[:, None] * HEAD + h_lane
+        at = line[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
         x = tl.load(pages + source * SHAPE.page_size + at, mask=mask, other=0.0).to(tl.float32)
+        turned = turn(x, swap_pairs(x, SHAPE), model.turns, line * 0 + ordinal * SHAPE.transition_dim, HEAD)
         is_value = line // (SHAPE.heads * SHAPE.slots) % 2 == 1
-        turned = turn(x, swap_pairs(x, SHAPE), model.turns, position, HEAD)
         x = tl.where(is_value[:, None], x, turned).to(SHAPE.dtype)
         tl.store(pages + target * SHAPE.page_size + at, x, mask=mask)
         start += ROWS

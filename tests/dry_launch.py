@@ -1,7 +1,7 @@
 """Launches of the triton engine without a GPU: compiled and counted, run by nobody. Prints JSON; a program of its own.
 
 The interpreter goes another way to a kernel than a GPU does: there, arguments are specialised, and each specialisation
-is compiled. Here Triton believes in a GPU whose driver loads and launches nothing.
+is compiled. Here Triton believes in a GPU whose driver launches nothing.
 """
 
 from __future__ import annotations
@@ -17,65 +17,13 @@ import numpy as np
 import torch
 import triton
 from test_engine_cpp import make_checkpoint
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.driver import CudaDriver
 from triton.compiler.compiler import max_shared_mem
-from triton.runtime.driver import driver
+from virtual_gpu import driver
 
 from ttengine.config import PlanConfig
 from ttengine.engines import triton as engine_module
 from ttengine.engines import triton_memory
 from ttengine.planner import Planner
-
-loaded: list[str] = []
-launched: list[str] = []
-shared_memory = 232_448
-
-
-class Launcher:
-    """Stands in for what Triton compiles to launch a kernel."""
-
-    def __init__(self, source: Any, metadata: Any) -> None:
-        self.name = metadata.name
-
-    def __call__(self, *_: Any) -> None:
-        launched.append(self.name)
-
-
-class Utils:
-    """Stands in for the driver's functions."""
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        """Of an H200."""
-        return {"max_shared_mem": shared_memory, "multiprocessor_count": 132}
-
-    def load_binary(self, name: str, *_: Any) -> tuple[int, int, int, int, int]:
-        """Note who was compiled."""
-        loaded.append(name)
-        return 1, 1, 0, 0, 1024
-
-    def unload_module(self, module: Any) -> None:
-        """There is none."""
-
-
-class Driver(CudaDriver):
-    """A GPU of Hopper's kind."""
-
-    def __init__(self) -> None:
-        self.utils = Utils()
-        self.launcher_cls = Launcher
-
-    def get_current_device(self) -> int:
-        """The only one."""
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        """The default."""
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        """sm_90."""
-        return GPUTarget("cuda", 90, 32)
 
 
 def new(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -83,18 +31,18 @@ def new(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torc
     return torch.full(size, 0.0 if dtype.is_floating_point else -1, dtype=dtype, device=device)
 
 
-def newly_compiled() -> list[str]:
-    """Kernels since the last call, sorted."""
-    names = sorted(loaded)
-    loaded.clear()
-    return names
-
-
 def main() -> None:
     """Plan with every kind of search, in every way that a control loop may call."""
-    driver.set_active(Driver())
+    gpu = driver.VirtualGPU(runs=False)
+    driver.install(gpu)
     engine_module.check_machine = lambda device: None
     triton_memory._new = new  # type: ignore[assignment]
+
+    def newly_compiled() -> list[str]:
+        names = sorted(gpu.compiled)
+        gpu.compiled.clear()
+        return names
+
     report: dict[str, Any] = {"triton": triton.__version__}
     for name, search, sizes in (
         ("rolling", {"precision": "bf16"}, {}),
@@ -106,9 +54,9 @@ def main() -> None:
         goal = np.zeros(3) if sizes else None
         planner.engine._try_out()  # type: ignore[attr-defined]
         record = {"constructed": newly_compiled()}
-        launched.clear()
+        gpu.launched.clear()
         planner.plan(np.zeros(3), goal=goal)
-        record["launched"] = list(launched)
+        record["launched"] = list(gpu.launched)
         context = planner.empty_context()
         for step in range(3):
             planner.plan(np.ones(3), context, goal=goal, step=step, seed=step)
@@ -118,8 +66,7 @@ def main() -> None:
             planner.plan(np.ones(3), context, goal=goal, deadline_s=1e9)
         record["later"] = newly_compiled()
         report[name] = record
-    global shared_memory
-    shared_memory = 16
+    driver.SHARED_MEMORY = 16
     max_shared_mem.cache_clear()
     planner = Planner(make_checkpoint(layers=2, heads=1, width=16, context=1), planner.config, device="cpu")
     engine_module.describe = lambda device: "a small GPU"

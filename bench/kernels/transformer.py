@@ -44,7 +44,7 @@ def one_tile(tokens, hidden, model, pages, lists, SHAPE: tl.constexpr):
     slot = SHAPE.action_dim + 1 + lane
     live = lane >= 0
     x = embed(tl.load(tokens + lane), 0, slot, 0, live, model, SHAPE)
-    found = forward(x, slot, live, lane * 0, 0, lists, 0, lists, 1, model, pages, SHAPE, 1, False)
+    found = forward(x, slot, live, lane * 0, 0, 0, lists, 0, lists, 1, model, pages, SHAPE, 1, False, False)
     tl.store(hidden + lane[:, None] * SHAPE.width + tl.arange(0, SHAPE.width)[None, :], found)
 
 

@@ -1,9 +1,9 @@
 // A GPU's thread block on a CPU: what translated PTX (ptx.py) runs on.
 //
-// A register holds the 32 lanes of a warp. Warps are fibres that take turns at barriers; blocks run one after the other,
-// in any order. Shared memory is poisoned, copies in flight arrive when they are waited for and no sooner. With checks
-// on, every access to memory is looked at: is it inside a tensor that the kernel was given, is it aligned, and is it
-// ordered against the other warps' (by barriers) and the other blocks' (by releases and acquires)?
+// A register holds the 32 lanes of a warp. Warps are fibres that take turns at barriers; blocks run one after the
+// other, in any order. Shared memory is poisoned, copies in flight arrive when they are waited for and no sooner. With
+// checks on, every access to memory is looked at: is it inside a tensor that the kernel was given, is it aligned, and
+// is it ordered against the other warps' (by barriers) and the other blocks' (by releases and acquires)?
 #pragma once
 
 #include <sys/mman.h>
@@ -121,9 +121,7 @@ struct Block {
   std::string error;
 };
 
-inline void Warp::barrier() {
-  swapcontext(&context, &block->scheduler);
-}
+inline void Warp::barrier() { swapcontext(&context, &block->scheduler); }
 
 inline std::string place(const Warp& w, int lane, int line) {
   return " (block " + std::to_string(w.block->number) + ", warp " + std::to_string(w.index) + ", lane " +
@@ -367,10 +365,12 @@ inline Signed field(Signed x, U32 start, U32 length) {
 
 inline U32 high_half(U32 a, U32 b) { return to<U32>(to<U64>(a) * to<U64>(b) >> 32); }
 inline U32 high_half(S32 a, S32 b) { return to<U32>((U64)(to<S64>(a) * to<S64>(b)) >> 32); }
+inline U16 high_half(U16 a, U16 b) { return to<U16>(to<U32>(a) * to<U32>(b) >> 16); }
 template <class Wide, class V>
 inline U64 high_half_of(V a, V b) {
   U64 out;
-  for (int i = 0; i < LANES; i++) out[i] = static_cast<uint64_t>(static_cast<Wide>(a[i]) * static_cast<Wide>(b[i]) >> 64);
+  for (int i = 0; i < LANES; i++)
+    out[i] = static_cast<uint64_t>(static_cast<Wide>(a[i]) * static_cast<Wide>(b[i]) >> 64);
   return out;
 }
 inline U64 high_half(U64 a, U64 b) { return high_half_of<unsigned __int128>(a, b); }
@@ -393,10 +393,18 @@ enum class Shuffle { up, down, bfly, idx };
     int from = 0;
     bool inside = true;
     switch (kind) {
-      case Shuffle::up: from = lane - b, inside = from >= most; break;
-      case Shuffle::down: from = lane + b, inside = from <= most; break;
-      case Shuffle::bfly: from = lane ^ b, inside = from <= most; break;
-      case Shuffle::idx: from = (lane & segment) | (b & ~segment), inside = from <= most; break;
+      case Shuffle::up:
+        from = lane - b, inside = from >= most;
+        break;
+      case Shuffle::down:
+        from = lane + b, inside = from <= most;
+        break;
+      case Shuffle::bfly:
+        from = lane ^ b, inside = from <= most;
+        break;
+      case Shuffle::idx:
+        from = (lane & segment) | (b & ~segment), inside = from <= most;
+        break;
     }
     out[lane] = x[inside ? from : lane];
   }
@@ -537,8 +545,11 @@ extern "C" int launch(uint32_t x, uint32_t y, uint32_t z, const uint64_t* parame
                       uint32_t shared_bytes, const gpu::Range* ranges, uint64_t n_ranges, const uint32_t* order,
                       uint64_t* counts, uint64_t* traffic, char* error, uint64_t error_size) {
   using namespace gpu;
-  Launch launch{.parameters = parameters, .grid = {x, y, z}, .shared_bytes = shared_bytes,
-                .ranges = std::vector<Range>(ranges, ranges + n_ranges), .counts = counts};
+  Launch launch{.parameters = parameters,
+                .grid = {x, y, z},
+                .shared_bytes = shared_bytes,
+                .ranges = std::vector<Range>(ranges, ranges + n_ranges),
+                .counts = counts};
   std::vector<uint8_t*> stacks;
   for (uint32_t i = 0; i < warps; i++)
     stacks.push_back(static_cast<uint8_t*>(
@@ -547,9 +558,12 @@ extern "C" int launch(uint32_t x, uint32_t y, uint32_t z, const uint64_t* parame
   try {
     for (uint32_t i = 0; i < x * y * z; i++) {
       const uint32_t number = order ? order[i] : i;
-      Block block{.launch = &launch, .number = number, .id = {number % x, number / x % y, number / x / y},
+      Block block{.launch = &launch,
+                  .number = number,
+                  .id = {number % x, number / x % y, number / x / y},
                   .shared = std::vector<uint8_t>(shared_bytes, 0xFF),
-                  .touched = std::vector<Touch>(launch.checks() ? shared_bytes : 0), .warps = std::vector<Warp>(warps)};
+                  .touched = std::vector<Touch>(launch.checks() ? shared_bytes : 0),
+                  .warps = std::vector<Warp>(warps)};
       run_block(block, stacks);
     }
   } catch (const std::exception& problem) {

@@ -164,7 +164,7 @@ def _leave(block: BasicBlock) -> str:
 
 
 def parting(blocks: list[BasicBlock]) -> dict[int, tuple[list[int], int]]:
-    """Where lanes may part: block -> the blocks that some of them may go through, in order, and where all meet again."""
+    """Where lanes may part: block -> the blocks that some of them go through, in order, and where all meet again."""
     meets = _postdominators(blocks)
     before: dict[int, set[int]] = {block.number: set() for block in blocks}
     for block in blocks:
@@ -266,10 +266,6 @@ def _vector(type: str) -> str:
         return "Mask"
     letter = {"b": "U", "u": "U", "s": "S", "f": "F"}[type[0]]
     return letter + type[1:]
-
-
-def _is_narrow(operand: str, type: str) -> bool:
-    return not operand.startswith(("%rd", "%rs")) or {"%rd": "64", "%rs": "16"}[operand[:3]] == type[1:]
 
 
 def value(operand: str, type: str) -> str:
@@ -453,7 +449,7 @@ def _emit(each: Instruction, mask: str | None) -> str:
 def _statement(each: Instruction, mask: str | None) -> str:
     words, first = each.words, each.words[0]
     if first in ("ld", "st") and words[1] == "param":
-        base, offset = _address(each.operands[1])
+        base, _ = _address(each.operands[1])
         slot = int(base.rsplit("_", 1)[1])
         number = f"splat<{_vector(each.type)}>(w.launch->parameters[{slot}])"
         kind = _REGISTER.match(each.operands[0])
@@ -562,8 +558,6 @@ def _matrix(each: Instruction) -> str:
     base, offset = _address(place)
     pointers = ", ".join(f"&{name[1:]}" for name in _registers(names))
     transposed = "true" if "trans" in each.words else "false"
-    return (
-        f"{{ {'' if loads else 'const '}U32* const matrices[] = {{{pointers}}}; "
-        f"{'load' if loads else 'store'}_matrix<{len(_registers(names))}, {transposed}>(w, {value(base, 'b32')}, {offset}, "
-        f"matrices, {each.line}); }}"
-    )
+    verb = f"{'load' if loads else 'store'}_matrix<{len(_registers(names))}, {transposed}>"
+    list_of = f"{'' if loads else 'const '}U32* const matrices[] = {{{pointers}}};"
+    return f"{{ {list_of} {verb}(w, {value(base, 'b32')}, {offset}, matrices, {each.line}); }}"

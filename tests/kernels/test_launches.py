@@ -16,7 +16,10 @@ pytest.importorskip("triton")
 def test_all_kernels_are_compiled_at_construction_and_never_again(repository: Path) -> None:
     """Whatever the context's length, the seed, the plan's number, and the round that a deadline ends."""
     tests = repository / "tests"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tests), str(repository / "bench"), os.environ.get("PYTHONPATH", "")]),
+    }
     command = [sys.executable, tests / "dry_launch.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

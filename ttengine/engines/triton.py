@@ -70,7 +70,8 @@ class TritonEngine:
         self.counters = Counters()
         self.shape, self.search = compiled_for(model.config, config)
         K = model.config.transition_dim
-        self._packed = transformer.pack(model.state_dict(), self.shape, (self.search.context_pages + config.horizon + 1) * K)
+        pages = max(self.search.entries, self.search.context_pages + config.horizon) + 1
+        self._packed = transformer.pack(model.state_dict(), self.shape, pages * K)
         self._segments, self._branch, self._select = segments, branch, select
         self._records = records
         self._make_memory = Memory

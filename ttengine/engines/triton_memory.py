@@ -123,8 +123,8 @@ class Memory:
     """State and pages for B problems.
 
     Pages are numbered: those of the contexts first, then the goals', then the candidates'. With a rolling context each
-    problem has a ring of context pages, and others onto which those in sight are copied for the plan, and the candidates
-    of as many rounds as can be seen have theirs; with a window every beam has the pages of its window, and only one
+    problem has a ring of context pages, others onto which those in sight are copied for the plan, and the candidates of
+    as many rounds as can be seen have theirs; with a window every beam has the pages of its window, and only one
     round's candidates have any. A likelihood search has two
     sets of beams, the second in the candidates' place, which take turns; each has a page that grows.
 
