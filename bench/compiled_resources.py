@@ -56,8 +56,9 @@ def shape_of(dtype: str, window: bool = False) -> Shape:
 def search_of(window: bool = False) -> Search:
     """The paper's search for hopper."""
     entries = 6 if window else 7
-    blocks = shape_of("bf16", window).blocks(entries)
-    return Search(15, 128, 2, window, entries, 21, ACTION, TOP, TOP, TOP, share=window, blocks=blocks)
+    shape = shape_of("bf16", window)
+    blocks, context_pages = shape.blocks(entries), 5 * shape.layers + 1
+    return Search(15, 128, 2, window, entries, context_pages, ACTION, TOP, TOP, TOP, share=window, blocks=blocks)
 
 
 ROWS = Rows("*i64", "*fp32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32", "*i32")

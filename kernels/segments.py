@@ -68,8 +68,8 @@ def compute(u, end, oldest, lists, count, window, prefix, length, planned, model
     """Pass the tokens in slots u to end - 1 of one sequence through the model, a tile of one page at a time.
 
     Slots are counted along its list of pages. `window` is the index in the sequence of the window's first token. If
-    it SHARES its pages, the other programs hear of every tile. Returns the last tile's hidden rows, and where in it
-    the last token is.
+    it SHARES its pages, the other programs hear of every tile; RELATIVE is `forward`'s. Returns the last tile's
+    hidden rows, and where in it the last token is.
     """
     lane = tl.arange(0, SHAPE.rows)
     hidden = tl.full((SHAPE.rows, SHAPE.width), 0.0, SHAPE.dtype)
@@ -82,23 +82,9 @@ def compute(u, end, oldest, lists, count, window, prefix, length, planned, model
         token = _sequence(window + position_of(entry, slot, oldest, SHAPE), prefix, length, planned, live)
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
         hidden = forward(
-            x,
-            slot,
-            live,
-            oldest + lane * 0,
-            entry,
-            entry,
-            lists,
-            0,
-            lists,
-            count,
-            model,
-            pages,
-            SHAPE,
-            1,
-            False,
+            x, slot, live, oldest + lane * 0, entry, entry, lists, 0, lists, count, model, pages, SHAPE, 1, False,
             RELATIVE,
-        )
+        )  # fmt: skip
         last = stop - 1 - u
         u = stop
         tl.debug_barrier()

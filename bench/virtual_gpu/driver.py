@@ -26,6 +26,9 @@ from . import ptx
 SHARED_MEMORY = 232_448
 """Bytes that a block can have, on Hopper."""
 
+MULTIPROCESSORS = 132
+"""Of an H200."""
+
 COMPILER = (
     *(("clang++", "-O2") if shutil.which("clang++") else ("g++", "-O0")),  # GCC would optimise for minutes
     *("-std=c++20", "-march=native", "-w", "-Wno-psabi", "-fPIC", "-shared"),
@@ -41,8 +44,10 @@ class VirtualGPUError(RuntimeError):
 class Kernel:
     """A compiled kernel, and what was executed of it so far."""
 
+    text: str
+    """PTX"""
     function: ptx.Function
-    library: ctypes.CDLL
+    binary: ctypes.CDLL
     passes: Any
     launches: int = 0
     blocks: int = 0
@@ -92,7 +97,7 @@ class VirtualGPU:
                 made.replace(library)
                 source.unlink()
             passes = (ctypes.c_uint64 * len(function.blocks))()
-            self.kernels[key] = Kernel(function, ctypes.CDLL(str(library)), passes)
+            self.kernels[key] = Kernel(text, function, ctypes.CDLL(str(library)), passes)
         return self.kernels[key]
 
     def run(self, kernel: Kernel, grid: Sequence[int], warps: int, shared: int, arguments: Sequence[Any]) -> None:
@@ -108,7 +113,7 @@ class VirtualGPU:
         count = grid[0] * grid[1] * grid[2]
         order = self.shuffle.sample(range(count), count) if self.shuffle else range(count)
         traffic, message = (ctypes.c_uint64 * 3)(), ctypes.create_string_buffer(500)
-        failed = kernel.library.launch(
+        failed = kernel.binary.launch(
             *(ctypes.c_uint32(each) for each in grid),
             (ctypes.c_uint64 * len(words))(*words),
             ctypes.c_uint32(warps),
@@ -171,7 +176,7 @@ def install(gpu: VirtualGPU, capability: int = 90) -> None:
         text = ""
 
         def get_device_properties(self, device: int) -> dict[str, int]:
-            return {"max_shared_mem": SHARED_MEMORY, "multiprocessor_count": 132}
+            return {"max_shared_mem": SHARED_MEMORY, "multiprocessor_count": MULTIPROCESSORS}
 
         def load_binary(self, name: str, *_: Any) -> tuple[int, Any, int, int, int]:
             gpu.compiled.append(name)

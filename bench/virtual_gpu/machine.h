@@ -150,14 +150,19 @@ inline void check_shared(Warp& w, uint32_t at, uint32_t size, const void* writte
   }
 }
 
+inline void check_inside(Warp& w, uint64_t at, uint32_t size, int lane, int line) {
+  const std::vector<Range>& ranges = w.launch->ranges;
+  auto next = std::upper_bound(ranges.begin(), ranges.end(), at,
+                               [](uint64_t value, const Range& range) { return value < range.begin; });
+  if (next == ranges.begin() || at + size > (next - 1)->end)
+    fail("access outside of the tensors that the kernel was given" + place(w, lane, line));
+  if (at % size) fail("misaligned access" + place(w, lane, line));
+}
+
 inline void check_global(Warp& w, uint64_t at, uint32_t size, const void* written, bool writes, int lane, int line) {
   Launch& launch = *w.launch;
   if (!launch.checks()) return;
-  auto next = std::upper_bound(launch.ranges.begin(), launch.ranges.end(), at,
-                               [](uint64_t value, const Range& range) { return value < range.begin; });
-  if (next == launch.ranges.begin() || at + size > (next - 1)->end)
-    fail("access outside of the tensors that the kernel was given" + place(w, lane, line));
-  if (at % size) fail("misaligned access" + place(w, lane, line));
+  check_inside(w, at, size, lane, line);
   Block& b = *w.block;
   for (uint64_t word = at / 2; word < (at + size) / 2; word++) {
     Touch& t = launch.words[word];
@@ -247,14 +252,11 @@ void atomic(Warp& w, const Mask& m, V& out, const U64& address, int64_t offset, 
     if (!m[i]) continue;
     const uint64_t at = address[i] + offset;
     if (launch.checks()) {
+      check_inside(w, at, sizeof(T), i, line);
       auto& released = launch.released[at];
       for (auto [block, epoch] : released) b.acquired[block] = std::max(b.acquired[block], epoch);
       for (auto [block, epoch] : b.acquired) released[block] = std::max(released[block], epoch);
       released[b.number + 1] = b.epoch;
-      auto next = std::upper_bound(launch.ranges.begin(), launch.ranges.end(), at,
-                                   [](uint64_t value, const Range& range) { return value < range.begin; });
-      if (next == launch.ranges.begin() || at + sizeof(T) > (next - 1)->end)
-        fail("atomic outside of the tensors that the kernel was given" + place(w, i, line));
     }
     T old, operand = static_cast<T>(in[i]);
     std::memcpy(&old, reinterpret_cast<const void*>(at), sizeof old);

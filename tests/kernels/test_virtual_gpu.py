@@ -35,7 +35,7 @@ def test_compiled_plans_are_the_reference_engines(repository: Path, virtual: dic
     done = run(virtual, str(repository / "tests" / "compiled_plans.py"))
     assert done.returncode == 0, done.stderr[-3000:]
     report: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
-    executed = dict(report.pop("executed"))  # type: ignore[call-overload]
+    executed: dict[str, Any] = report.pop("executed")  # type: ignore[assignment]
     assert all(plan["same_actions"] and plan["off"] < 1e-4 for plan in report["rolling fp32"])
     assert sum(plan["same_actions"] and plan["off"] < 0.1 for plan in report["window bf16"]) >= 2
     assert any(name.startswith("mma.sync") for name in executed["expand"])
@@ -73,3 +73,12 @@ def test_races_and_overruns_are_found(
     done = run({**virtual, "TRITON_INTERPRET": "0"}, str(program), *arguments)
     assert (done.returncode == 0) == (says is None), done.stderr[-2000:]
     assert says is None or says in done.stderr
+
+
+def test_ptx_that_is_not_known_is_refused_with_its_line(virtual: dict[str, str]) -> None:
+    """Never run as something else."""
+    text = ".visible .entry f(\n)\n{\n.reg .b32 %r<2>;\ntanh.approx.f32 %r1, %r0;\nret;\n}"
+    program = f"from virtual_gpu import ptx; ptx.translate(ptx.parse({text!r}))"
+    done = run(virtual, "-c", program)
+    assert done.returncode != 0
+    assert "UnknownPTXError: line 5: tanh.approx.f32 %r1, %r0" in done.stderr
