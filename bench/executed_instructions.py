@@ -52,17 +52,20 @@ def main() -> None:
     parser.add_argument("--preset", default="halfcheetah-medium")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--context", default="rolling", choices=["rolling", "window"])
+    parser.add_argument("--tile", type=int, choices=[1, 2, 4, 8], help="candidates; by default as on a whole GPU")
     parser.add_argument("--lines", type=int, default=10, help="of each kernel, the most expensive ones")
     arguments = parser.parse_args()
     gpu = VirtualGPU()
     install(gpu)
     engine_module.check_machine = lambda device: None
+    checkpoint, preset = load(arguments.model), plan_preset(arguments.preset)
     rows_of_a_tile = triton_memory.rows_of_a_tile
-    triton_memory.rows_of_a_tile = lambda candidates, _: rows_of_a_tile(candidates, MULTIPROCESSORS)
-    checkpoint = load(arguments.model)
+    triton_memory.rows_of_a_tile = lambda _, __, least: arguments.tile or rows_of_a_tile(
+        preset.beam_width * preset.expand, MULTIPROCESSORS, least
+    )
     settings = {"engine": "triton", "horizon": 2, "beam_width": 4}
     settings |= {"precision": arguments.precision, "context_kind": arguments.context}
-    planner = Planner(checkpoint, dataclasses.replace(plan_preset(arguments.preset), **settings), device="cpu")
+    planner = Planner(checkpoint, dataclasses.replace(preset, **settings), device="cpu")
     plan = planner.plan(*moments_of(checkpoint, 12)[-1])
     table = Table("kernel", "instructions of a warp and step", "bytes read", "barriers")
     for kernel in gpu.kernels.values():

@@ -18,68 +18,96 @@ GROUP = 4
 KEYS = 64
 """Keys of a list that `paged_attention` reads at a time."""
 
+LOG2_E = tl.constexpr(math.log2(math.e))
+"""Scores are in halvings: weights are powers of two."""
+
 NEVER = tl.constexpr(-1e38)
 """Score of what is not seen: finite, so that no difference of two is NaN."""
 
+LEAST = tl.constexpr(-1e30)
+"""Least score of what is seen: so much above `NEVER` that what is not seen weighs nothing, whatever else is seen."""
+
+NOWHERE = tl.constexpr(1 << 30)
+"""First slot of a row that sees nothing: further than any slot."""
+
 
 @triton.jit
-def turn(x, swapped, turns, distance, HEAD: tl.constexpr):
-    """Turn each row by its distance. x, swapped [R, HEAD], distance [R]; turns holds cosines and sines by distance."""
-    d = tl.arange(0, HEAD)[None, :]
-    at = turns + distance[:, None] * (2 * HEAD) + d
-    return x * tl.load(at) + swapped * tl.load(at + HEAD)
+def turn(x, turns, distance, HEAD: tl.constexpr, BACK: tl.constexpr):
+    """Turn the pairs of neighbours in each row by its distance, onwards or BACK. x [..., HEAD], distance [...].
+
+    turns: pointer to [distances, 2, HEAD / 2] float32, cosines and sines of pairs.
+    """
+    at = turns + tl.expand_dims(distance, -1) * HEAD + tl.arange(0, HEAD // 2)
+    a, b = tl.split(tl.reshape(x, x.shape[:-1] + (HEAD // 2, 2)))
+    cos, sin = tl.load(at), tl.load(at + HEAD // 2)
+    if BACK:
+        sin = -sin
+    return tl.reshape(tl.join(a * cos - b * sin, b * cos + a * sin), x.shape)
 
 
 @triton.jit
 def share_lists(distinct, lists, step, begin, live, anchor, tail, SLOTS: tl.constexpr, LISTS: tl.constexpr,
-                KEYS: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """Find which of a tile's lists are the same from some block on: `attend` reads such a block once for all rows.
+                GROUP: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """Find which lists of a tile are the same from some block on: `attend` reads such a block once for several rows.
 
     Two lists that have a page in common at one entry have to have all earlier ones in common, as those of relatives do.
-    So a block is the same for two rows if its newest page is. The arguments are those of `attend`, which says what is
-    written to `distinct`.
+    So a block is the same for two rows if its newest page is. Looked at are the rows of each strand by themselves. The
+    arguments are those of `attend`, which says what is written to `distinct`.
     """
     ROWS: tl.constexpr = begin.shape[0]
+    PER: tl.constexpr = LISTS // GROUP
     row = tl.arange(0, ROWS)
-    start = anchor - KEYS
+    start = anchor - BLOCK
     if TAIL > 0:
-        start += (TAIL + KEYS - 1) // KEYS * KEYS
+        start += (TAIL + BLOCK - 1) // BLOCK * BLOCK
     lowest = tl.min(tl.where(live, begin, anchor), 0)
-    while start + KEYS > lowest:
-        newest = (start + KEYS - 1) // SLOTS
+    while start + BLOCK > lowest:
+        newest = (start + BLOCK - 1) // SLOTS
         if TAIL > 0:
             newest = tl.where(start >= anchor, tail, newest)
-        sees = live & (start + KEYS > begin)
+        sees = live & (start + BLOCK > begin)
         page = tl.load(lists + row * step + newest, mask=sees, other=-1)
-        alike = (page[:, None] == page[None, :]) & sees[None, :]
-        leader = tl.min(tl.where(alike, row[None, :], ROWS), 1)
+        beside = (row[:, None] // PER == row[None, :] // PER) & sees[None, :]
+        leader = tl.min(tl.where((page[:, None] == page[None, :]) & beside, row[None, :], ROWS), 1)
         leads = sees & (leader == row)
-        number = tl.sum((leads[None, :] & (row[None, :] < leader[:, None])).to(tl.int32), 1)
+        number = tl.sum((beside & leads[None, :] & (row[None, :] < leader[:, None])).to(tl.int32), 1)
         tl.store(distinct + row, number, mask=row < LISTS)
-        tl.store(distinct + LISTS + number, row, mask=leads)
-        tl.store(distinct + 2 * LISTS, tl.sum(leads.to(tl.int32), 0))
+        tl.store(distinct + LISTS + row // PER * PER + number, row, mask=leads)
+        tl.store(distinct + 2 * LISTS, tl.max(tl.where(leads, number + 1, 0), 0))
         distinct += 2 * LISTS + 1
-        start -= KEYS
+        start -= BLOCK
     tl.debug_barrier()
 
 
 @triton.jit
-def attend(query, keys, values, stride, lists, step, distinct, begin, end, live, anchor, entry, tail, turns,
-           SLOTS: tl.constexpr, HEAD: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, KEYS: tl.constexpr,
-           TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
-    """Attend for a tile of rows to what is on their lists of pages, one head.
+def _add_up(peak, total, other_peak, other_total):
+    """Add sums of weights, each as many halvings less than its peak."""
+    top = tl.maximum(peak, other_peak)
+    return top, total * tl.math.exp2(peak - top) + other_total * tl.math.exp2(other_peak - top)
 
-    Slots are counted along a list: slot s of its page j is number j * SLOTS + s. A block is KEYS slots of GROUP lists;
-    blocks follow each other backwards from the anchor. Every row is multiplied with all of a block, and weighs what it
-    does not see by nothing. So its bits depend neither on the rows beside it, nor on who reads its list, nor on how far
-    that reaches back, as long as the anchor stands where its own page ends.
+
+@triton.jit
+def attend(query, keys, values, stride, lists, step, distinct, begin, end, live, anchor, entry, tail, turns,
+           SLOTS: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, KEYS: tl.constexpr,
+           TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+    """Attend for a tile of rows to what is on their lists of pages, several heads at once.
+
+    Slots are counted along a list: slot s of its page j is number j * SLOTS + s. Blocks of SPLIT * KEYS slots follow
+    each other backwards from the anchor. A *strand* is the attention of one head and one of GROUP parts of the rows to
+    KEYS slots of every block, of one list at a time. Strands run beside each other, each in one warp as far as there
+    are as many. A strand multiplies every row with all that it reads, and weighs what a row does not see by nothing; at
+    last the strands of a head are added up. So a row's bits depend neither on the rows beside it, nor on who reads its
+    list, nor on how far that reaches back, as long as the anchor stands where its own page ends.
 
     Args:
-        query: [R, HEAD] float32, scaled; turned by its position, as the keys are, if positions turn.
-        keys, values: pointers to slot 0 of page 0, of the numbers' type; a page is `stride` further, a slot HEAD.
+        query: [A, R, HEAD] float32, scaled by log2(e) / sqrt(HEAD); turned by its position, as the keys are, if
+            positions turn.
+        keys, values: pointers to slot 0 of page 0 of the first head, of the numbers' type; a page is `stride` further,
+            a head SLOTS * HEAD, a slot HEAD.
         lists: pointer to the list of row 0; that of row r is r * `step` further, or LISTS is 1 and all rows read one.
-        distinct: of lists that are SHARED, what `share_lists` found. 2 * LISTS + 1 int32 for each KEYS slots: for each
-            row which of the distinct lists is its own, the rows whose lists those are, and how many there are.
+        distinct: of lists that are SHARED, what `share_lists` found. 2 * LISTS + 1 int32 for each block: for each row
+            which of its part's distinct lists is its own; for each part the rows whose lists those are; and how many
+            the part has that has most.
         begin, end: [R], the first and the last slot that a row sees.
         live: [R] bool; the other rows are zeros.
         anchor: one past the last slot that any row sees.
@@ -87,74 +115,88 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
         TURN: tokens in a page, if keys are turned by their place in their page; else 0.
         tail: which page of a list holds TAIL more keys, from its first slot on, that all rows see.
     Returns:
-        [R, HEAD] float32.
+        [A, R, HEAD] float32.
     """
-    ROWS: tl.constexpr = query.shape[0]
+    HEADS: tl.constexpr = query.shape[0]
+    ROWS: tl.constexpr = query.shape[1]
+    HEAD: tl.constexpr = query.shape[2]
+    BESIDE: tl.constexpr = GROUP * SPLIT
+    STRANDS: tl.constexpr = HEADS * BESIDE
+    PER: tl.constexpr = LISTS // GROUP
+    BLOCK: tl.constexpr = SPLIT * KEYS
     kind = keys.dtype.element_ty
-    lane = tl.arange(0, GROUP * KEYS)
-    d = tl.arange(0, HEAD)[:, None]
-    row = tl.arange(0, ROWS)[:, None]
-    peak = tl.full((ROWS,), NEVER, tl.float32)
-    total = tl.full((ROWS,), 0.0, tl.float32)
-    mixed = tl.full((ROWS, HEAD), 0.0, tl.float32)
+    strand = tl.arange(0, STRANDS)
+    of_block = strand[:, None] % SPLIT * KEYS + tl.arange(0, KEYS)[None, :]
+    of_head = (strand // BESIDE * (SLOTS * HEAD))[:, None]
+    part = strand // SPLIT % GROUP
+    row = tl.arange(0, ROWS)
+    d = tl.arange(0, HEAD)[None, None, :]
+    query = tl.broadcast_to(query.to(kind)[:, None], (HEADS, BESIDE, ROWS, HEAD))
+    query = tl.reshape(query, (STRANDS, ROWS, HEAD))
+    peak = tl.full((STRANDS, ROWS), LEAST, tl.float32)
+    total = tl.full((STRANDS, ROWS), 0.0, tl.float32)
+    mixed = tl.full((STRANDS, ROWS, HEAD), 0.0, tl.float32)
     lowest = tl.min(tl.where(live, begin, anchor), 0)
     highest = tl.max(tl.where(live, end, -1), 0)
-    first = tl.where(live, begin, 1 << 30)[:, None]
-    span = tl.where(live, end - begin, 0)[:, None].to(tl.uint32)
-    query = query.to(kind)
-    start = anchor - KEYS
+    start = anchor - BLOCK
     if TAIL > 0:
-        start += (TAIL + KEYS - 1) // KEYS * KEYS
-    while start + KEYS > lowest:
-        count = LISTS
+        start += (TAIL + BLOCK - 1) // BLOCK * BLOCK
+    while start + BLOCK > lowest:
+        count = PER
+        number = row % PER
         if SHARED:
             count = tl.load(distinct + 2 * LISTS)
-        group = 0
-        while group < count:
-            own = row
-            if SHARED:
-                own = tl.load(distinct + row, mask=row < LISTS, other=-1)
-            at = start + lane % KEYS
-            owner = group + lane // KEYS
-            seen = (at[None, :] - first).to(tl.uint32) <= span  # what lies before wraps around
-            in_tail = (at >= anchor) & (at < anchor + TAIL)
-            if TAIL > 0:
-                seen = seen | (in_tail[None, :] & live[:, None])
+            number = tl.load(distinct + row, mask=row < LISTS, other=0)
+        i = 0
+        while i < count:
+            at = start + of_block
+            reads = live[None, :]
             if LISTS > 1:
-                seen = seen & (owner[None, :] == own)
-                needed = tl.max(seen.to(tl.int32), 0) > 0
-            else:  # neighbours: what lies between the first and the last is seen
-                needed = ((at >= lowest) & (at <= highest)) | in_tail
+                reads = reads & (row[None, :] // PER == part[:, None]) & (number == i)[None, :]
+                lowest_here = tl.min(tl.where(reads, begin[None, :], NOWHERE), 1)[:, None]
+                highest_here = tl.max(tl.where(reads, end[None, :], -1), 1)[:, None]
+            else:
+                lowest_here, highest_here = lowest, highest
+            first = tl.where(reads, begin[None, :], NOWHERE)
+            span = tl.where(reads, (end - begin)[None, :], 0).to(tl.uint32)
+            seen = (at[:, None, :] - first[:, :, None]).to(tl.uint32) <= span[:, :, None]  # what lies before wraps around
+            needed = (at >= lowest_here) & (at <= highest_here)
             j = at // SLOTS
             if TAIL > 0:
+                in_tail = (at >= anchor) & (at < anchor + TAIL)
+                seen = seen | (in_tail[:, None, :] & reads[:, :, None])
+                needed = needed | (in_tail & (at * 0 <= highest_here))
                 j = tl.where(at >= anchor, tail, j)
+            owner = (part * PER + i)[:, None]
             if SHARED:
-                owner = tl.load(distinct + LISTS + owner, mask=owner < count, other=0)
+                owner = tl.load(distinct + LISTS + owner, mask=highest_here >= 0, other=0)
             page = tl.load(lists + owner * step + j, mask=needed, other=0).to(tl.int64)
-            place = (page * stride + at % SLOTS * HEAD)[None, :]
-            key = tl.load(keys + place + d, mask=needed[None, :], other=0.0)
+            place = (page * stride + (of_head + at % SLOTS * HEAD))[:, :, None] + d
+            key = tl.load(keys + place, mask=needed[:, :, None], other=0.0)
+            value = tl.load(values + place, mask=needed[:, :, None], other=0.0)
             if TURN > 0:
-                back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)[None, :] * (2 * HEAD) + d
-                neighbour = tl.load(keys + place + (d ^ 1), mask=needed[None, :], other=0.0).to(tl.float32)
-                swapped = tl.where(d % 2 == 0, neighbour, -neighbour)
-                turned = key.to(tl.float32) * tl.load(turns + back) + swapped * tl.load(turns + back + HEAD)
-                key = turned.to(kind)
-            score = tl.dot(query, key, input_precision="ieee", out_dtype=tl.float32)
+                back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)
+                key = turn(key.to(tl.float32), turns, back, HEAD, True).to(kind)
+            score = tl.dot(query, tl.permute(key, (0, 2, 1)), input_precision="ieee", out_dtype=tl.float32)
             score = tl.where(seen, score, NEVER)
-            higher = tl.maximum(peak, tl.max(score, 1))
-            fade = tl.exp(peak - higher)
-            weight = tl.where(seen, tl.exp(score - higher[:, None]), 0.0)
-            place = (page * stride + at % SLOTS * HEAD)[:, None] + tl.arange(0, HEAD)[None, :]
-            value = tl.load(values + place, mask=needed[:, None], other=0.0)
-            mixed = mixed * fade[:, None]
+            higher = tl.maximum(peak, tl.max(score, 2))
+            fade = tl.math.exp2(peak - higher)
+            weight = tl.math.exp2(score - higher[:, :, None])
+            mixed = mixed * fade[:, :, None]
             mixed += tl.dot(weight.to(kind), value, input_precision="ieee", out_dtype=tl.float32)
-            total = total * fade + tl.sum(weight, 1)
+            total = total * fade + tl.sum(weight, 2)
             peak = higher
-            group += GROUP
+            i += 1
         if SHARED:
             distinct += 2 * LISTS + 1
-        start -= KEYS
-    return mixed / tl.where(live, total, 1.0)[:, None]
+        start -= BLOCK
+    if BESIDE > 1:
+        peak = tl.reshape(peak, (HEADS, BESIDE, ROWS))
+        total = tl.reshape(total, (HEADS, BESIDE, ROWS))
+        top, total = tl.reduce((peak, total), 1, _add_up)
+        mixed = tl.reshape(mixed, (HEADS, BESIDE, ROWS, HEAD))
+        mixed = tl.sum(mixed * tl.math.exp2(peak - top[:, None])[:, :, :, None], 1)
+    return mixed / tl.where(live[None, :], total, 1.0)[:, :, None]
 
 
 @triton.jit
@@ -170,10 +212,12 @@ def _paged_attention(query, keys, values, table, lengths, out, rows, entries, sc
     q = tl.load(query + at, mask=live[:, None], other=0.0).to(tl.float32) * scale
     anchor = (tl.max(length, 0) + KEYS - 1) // KEYS * KEYS  # so that blocks begin where they do for any neighbours
     result = attend(
-        q, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, HEADS * SLOTS * HEAD, table + first * entries,
-        entries, table, length * 0, length - 1, live, anchor, 0, 0, out, SLOTS, HEAD, ROWS, GROUP, KEYS, 0, 0, False,
+        q[None], keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, HEADS * SLOTS * HEAD,
+        table + first * entries, entries, table, length * 0, length - 1, live, anchor, 0, 0, out, SLOTS, ROWS, GROUP,
+        1, KEYS, 0, 0, False,
     )  # fmt: skip
-    tl.store(out + at, result.to(out.dtype.element_ty), mask=(row < rows)[:, None])
+    result = tl.reshape(result, (ROWS, HEAD)).to(out.dtype.element_ty)
+    tl.store(out + at, result, mask=(row < rows)[:, None])
 
 
 def paged_attention(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor) -> Tensor:
@@ -206,7 +250,7 @@ def paged_attention(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, 
     out = torch.empty_like(query)
     if rows:
         _paged_attention[(triton.cdiv(rows, ROWS), heads)](
-            query, keys, values, table, lengths, out, rows, table.shape[1], 1.0 / math.sqrt(head), keys.shape[2],
+            query, keys, values, table, lengths, out, rows, table.shape[1], LOG2_E.value / math.sqrt(head), keys.shape[2],
             heads, head, ROWS, GROUP, min(KEYS, 2048 // head), enable_fp_fusion=True,
         )  # fmt: skip
     return out

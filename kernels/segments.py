@@ -201,10 +201,11 @@ def expand(
     distinct = candidates.distinct + tl.program_id(0).to(tl.int64) * (SEARCH.blocks * (2 * TILE + 1))
     share_tile(distinct, oldest, live, entry, lists, SEARCH.entries + 1, SEARCH.entries, SHAPE, TILE)
     column = tl.arange(0, SHAPE.padded)[None, :]
-    logits = tl.load(beams.logits + parent[:, None] * SHAPE.padded + column)
+    newest = beams.logits + parent * SHAPE.padded
     reward = tl.full((SHAPE.rows,), 0.0, tl.float32)
     for step in tl.range(0, SHAPE.action_dim + 1, disable_licm=True):
         noise = uniform(seed, number, index, first_token + step + lane * 0)
+        logits = tl.load(newest[:, None] + column, mask=live[:, None], other=0.0)
         if step < SHAPE.action_dim:
             token = draw(probabilities(logits, SHAPE.vocabulary, ACTION), noise, SHAPE.vocabulary, ACTION)
         else:
@@ -220,8 +221,12 @@ def expand(
         )  # fmt: skip
         logits = logits_after(hidden, SHAPE.observation_dim + step, model, SHAPE)
         check_logits(logits, live, first_token + step + 1 + lane * 0, problems, SHAPE)
+        newest = candidates.logits + row * SHAPE.padded
+        tl.store(newest[:, None] + column, logits, mask=live[:, None])
+        tl.debug_barrier()  # read back, a row has a warp of its own: nothing that follows waits for another warp
     step = SHAPE.action_dim + 1
     noise = uniform(seed, number, index, first_token + step + lane * 0)
+    logits = tl.load(newest[:, None] + column, mask=live[:, None], other=0.0)
     p = probabilities(logits, SHAPE.vocabulary, VALUE)
     tl.store(tokens + first_token + step, draw(p, noise, SHAPE.vocabulary, VALUE), mask=live)
     value = _number(p, problems.value_edges, SHAPE, SEARCH)

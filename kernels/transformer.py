@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import attend, share_lists, turn
+from .attention import LOG2_E, attend, share_lists, turn
 
 NORM_EPS = tl.constexpr(1e-5)
 ROTARY_BASE = 10_000.0
@@ -47,10 +47,15 @@ class Shape:
     """of weights, keys and values; sums are float32"""
     rows: int = 16
     """of a tile; a matrix unit takes no fewer"""
-    group: int = 4
+    group: int = 2
     """lists of pages read at a time by rows that have their own"""
-    tile: int = 8192
-    """numbers of a feed-forward matrix read at a time"""
+    room: int = 160 * 1024
+    """bytes of shared memory that a program may take"""
+
+    def __str__(self) -> str:
+        """With what follows from the fields: by this text Triton tells apart what it has compiled and keeps on disk."""
+        follows = {name: getattr(self, name) for name, each in vars(Shape).items() if isinstance(each, property)}
+        return f"{self!r}, {follows}"
 
     @property
     def transition_dim(self) -> int:
@@ -78,24 +83,46 @@ class Shape:
         return max(16, int(triton.next_power_of_2(self.vocabulary)))
 
     @property
+    def read(self) -> int:
+        """Numbers of a matrix read at a time."""
+        most = 32 * 1024 if self.room >= 144 * 1024 else 16 * 1024
+        return most * 8 // self.dtype.primitive_bitwidth
+
+    @property
+    def heads_beside(self) -> int:
+        """Heads computed at a time."""
+        return max(1, min(self.heads, self.read // self.width // self.head_width))
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a token in the heads computed at a time."""
+        return self.heads_beside * self.head_width
+
+    @property
     def hidden_chunk(self) -> int:
         """Hidden units of the feed-forward layer computed at a time."""
-        return min(4 * self.width, max(16, self.tile // self.width))
+        return min(2 * self.width, max(16, self.read // self.width))
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the matrices of attention are all read before the first is used: there is room for them."""
+        return self.width * self.columns <= self.read
 
     @property
     def keys(self) -> int:
-        """Keys of one list read at a time, by rows that share it."""
-        return max(16, min(128, 4096 // self.head_width))
+        """Keys of one list that a strand of `attend` reads at a time."""
+        return max(16, min(32, 1024 // self.head_width))
 
     @property
-    def group_keys(self) -> int:
-        """Keys of each list read at a time, by rows that have their own."""
-        return max(16, min(64, 8192 // self.head_width // self.group))
+    def split(self) -> int:
+        """Strands of `attend` for one head and list."""
+        return max(1, min(8, 256 // self.head_width) // self.heads_beside)
 
     def blocks(self, entries: int) -> int:
-        """Most blocks of `group_keys` slots in a list of so many pages, and a goal's behind them."""
-        goal = -(-self.observation_dim // self.group_keys) if self.goal else 0
-        return -(-entries * self.slots // self.group_keys) + goal
+        """Most blocks of `attend` in a list of so many pages, and a goal's behind them."""
+        block = self.keys * self.split
+        goal = -(-self.observation_dim // block) if self.goal else 0
+        return -(-entries * self.slots // block) + goal
 
     @property
     def stages(self) -> int:
@@ -128,7 +155,7 @@ class Model(NamedTuple):
     embeddings: Any
     """[V*K + 1 + places + goal rows, D] of the kernel's dtype"""
     turns: Any
-    """[distances, 2, D/A] float32, cosines and sines; one row of zeros without rotary positions"""
+    """[distances, 2, D/A/2] float32, cosines and sines of pairs; one row of zeros without rotary positions"""
 
 
 def pack(weights: Mapping[str, Tensor], shape: Shape, distances: int) -> Model:
@@ -139,14 +166,16 @@ def pack(weights: Mapping[str, Tensor], shape: Shape, distances: int) -> Model:
         shape: its sizes.
         distances: tokens in the pages of a plan, from the first that is seen to the last that is planned.
     """
-    D, A = shape.width, shape.heads
+    D = shape.width
     matrices, vectors = [], []
     for layer in range(shape.layers):
         block = {name: weights[f"blocks.{layer}.{name}"] for name in _BLOCK}
-        block |= {name: pair_up(block[name], shape) for name in ("qkv.weight", "qkv.bias") if shape.rotary}
-        qkv = block["qkv.weight"].view(3, A, D // A, D).transpose(2, 3)
+        block |= {name: pair_up(block[name], shape) for name in ("qkv.weight", "qkv.bias")}
+        pairs, value = block["qkv.weight"].split([2 * D, D])
+        pairs = pairs.view(2, -1, 2, shape.columns // 2, D).transpose(3, 4)
+        value = value.view(-1, shape.columns, D).transpose(1, 2)
         hidden = block["mlp_in.weight"].view(-1, shape.hidden_chunk, D).transpose(1, 2)
-        matrices += [qkv, block["projection.weight"].t(), hidden, block["mlp_out.weight"].t()]
+        matrices += [pairs, value, block["projection.weight"].t(), hidden, block["mlp_out.weight"].t()]
         vectors += [block[name] for name in _BLOCK if not name.endswith("weight") or "norm" in name]
     head = weights["head.weight"].transpose(1, 2)
     matrices.append(torch.nn.functional.pad(head, (0, shape.padded - shape.vocabulary)))
@@ -171,25 +200,30 @@ _BLOCK = (
 
 
 def pair_up(qkv: Tensor, shape: Shape) -> Tensor:
-    """Put next to each other, in queries and keys, what is turned together. [3 * D, ...], the same shape."""
-    half = shape.head_width // 2
-    parts = qkv.view(3, shape.heads, 2, half, -1).clone()  # of a head the first half turns
-    turned = parts[:2, :, 0].unflatten(2, (2, half // 2))
-    parts[:2, :, 0] = turned.transpose(2, 3).flatten(2, 3)
+    """Part the pairs of queries and keys that turn: of the heads computed at a time, first one half, then the other.
+
+    Pairs are i and i + D/A/4 of a head, in its first half; the rest does not turn, and is parted as neighbours are.
+    [3 * D, ...], the same shape.
+    """
+    quarter = shape.head_width // 4
+    order = torch.arange(shape.head_width)
+    if shape.rotary:
+        order[: 2 * quarter] = order[: 2 * quarter].view(2, quarter).t().flatten()
+    parts = qkv.view(3, -1, shape.heads_beside, shape.head_width, *qkv.shape[1:]).clone()
+    pairs = parts[:2, :, :, order].unflatten(3, (-1, 2)).movedim(4, 2)
+    parts[:2] = pairs.reshape(parts[:2].shape)
     return parts.view_as(qkv)
 
 
 def turns(shape: Shape, distances: int) -> Tensor:
-    """[distances, 2, D/A] float32: by how much each number of a head is kept, and takes from its neighbour."""
+    """[distances, 2, D/A/2] float32: cosines and sines of the angles by which pairs are turned."""
     if not shape.rotary:
-        return torch.zeros(1, 2, shape.head_width)
+        return torch.zeros(1, 2, shape.head_width // 2)
     pairs = shape.head_width // 4
     frequency = ROTARY_BASE ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-    angle = (torch.arange(distances, dtype=torch.float64)[:, None] * frequency).repeat_interleave(2, dim=1)
-    rest = torch.zeros(distances, shape.head_width - 2 * pairs, dtype=torch.float64)
-    cos = torch.cat([angle.cos(), rest + 1], dim=1)
-    sin = torch.cat([angle.sin(), rest], dim=1)
-    return torch.stack([cos, sin], dim=1).float()
+    angle = torch.arange(distances, dtype=torch.float64)[:, None] * frequency
+    angle = torch.nn.functional.pad(angle, (0, shape.head_width // 2 - pairs))
+    return torch.stack([angle.cos(), angle.sin()], dim=1).float()
 
 
 @triton.jit
@@ -233,11 +267,22 @@ def embed_goal(token, index, live, model, SHAPE: tl.constexpr):
 
 
 @triton.jit
+def _add_both(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
 def layer_norm(x, vectors, SHAPE: tl.constexpr):
     """LayerNorm over the last axis; vectors points at D weights, then D biases."""
     d = tl.arange(0, SHAPE.width)
-    centred = x - (tl.sum(x, 1) / SHAPE.width)[:, None]
-    variance = tl.sum(centred * centred, 1) / SHAPE.width
+    if SHAPE.dtype == tl.bfloat16:  # at once: in bfloat16 it does not matter that the difference loses digits
+        total, squares = tl.reduce((x, x * x), 1, _add_both)
+        mean = total / SHAPE.width
+        variance = tl.maximum(squares / SHAPE.width - mean * mean, 0.0)
+        centred = x - mean[:, None]
+    else:
+        centred = x - (tl.sum(x, 1) / SHAPE.width)[:, None]
+        variance = tl.sum(centred * centred, 1) / SHAPE.width
     normed = centred * tl.math.rsqrt(variance + NORM_EPS)[:, None]
     return normed * tl.load(vectors + d)[None, :] + tl.load(vectors + SHAPE.width + d)[None, :]
 
@@ -258,17 +303,21 @@ def gelu(x, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def product(x, matrix, rows: tl.constexpr, columns: tl.constexpr, stride: tl.constexpr):
-    """[R, rows] times the [rows, columns] matrix at a pointer -> [R, columns] float32."""
-    at = tl.arange(0, rows)[:, None] * stride + tl.arange(0, columns)[None, :]
-    return tl.dot(x, tl.load(matrix + at), input_precision="ieee", out_dtype=tl.float32)
+def read(matrix, rows: tl.constexpr, columns: tl.constexpr):
+    """The [rows, columns] matrix at a pointer."""
+    return tl.load(matrix + tl.arange(0, rows)[:, None] * columns + tl.arange(0, columns)[None, :])
 
 
 @triton.jit
-def swap_pairs(x, SHAPE: tl.constexpr):
-    """Put into each number's place what its turn takes: -b for a, a for its neighbour b. [R, D/A]."""
-    a, b = tl.split(tl.reshape(x, (x.shape[0], SHAPE.head_width // 2, 2)))
-    return tl.reshape(tl.join(-b, a), (x.shape[0], SHAPE.head_width))
+def product(x, matrix):
+    """[R, rows] times [rows, columns] -> [R, columns] float32."""
+    return tl.dot(x, matrix, input_precision="ieee", out_dtype=tl.float32)
+
+
+@triton.jit
+def linear(x, matrix, bias):
+    """`product`, and a bias at a pointer added."""
+    return product(x, matrix) + tl.load(bias + tl.arange(0, matrix.shape[1]))[None, :]
 
 
 @triton.jit
@@ -290,8 +339,8 @@ def share_tile(distinct, oldest, live, entry, lists, step, count, SHAPE: tl.cons
         TAIL: tl.constexpr = SHAPE.observation_dim if SHAPE.goal else 0
         begin = first_seen(entry, oldest * 0, oldest, SHAPE)
         share_lists(
-            distinct, lists, step, begin, live, (entry + 1) * SHAPE.slots, count, SHAPE.slots, LISTS,
-            SHAPE.group_keys, TAIL,
+            distinct, lists, step, begin, live, (entry + 1) * SHAPE.slots, count, SHAPE.slots, LISTS, SHAPE.group,
+            SHAPE.keys * SHAPE.split, TAIL,
         )  # fmt: skip
 
 
@@ -320,14 +369,16 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
     """
     D: tl.constexpr = SHAPE.width
     HEAD: tl.constexpr = SHAPE.head_width
+    HEADS: tl.constexpr = SHAPE.heads_beside
+    COLUMNS: tl.constexpr = SHAPE.columns
     SLOTS: tl.constexpr = SHAPE.slots
     PART: tl.constexpr = SHAPE.slots * SHAPE.width
     CHUNK: tl.constexpr = SHAPE.hidden_chunk
-    GROUP: tl.constexpr = 1 if LISTS == 1 else SHAPE.group
-    KEYS: tl.constexpr = SHAPE.keys if LISTS == 1 else SHAPE.group_keys
+    GROUP: tl.constexpr = min(LISTS, SHAPE.group)
     TAIL: tl.constexpr = SHAPE.observation_dim if SHAPE.goal and not IS_GOAL else 0
     TURN: tl.constexpr = SHAPE.transition_dim if SHAPE.rotary and RELATIVE else 0
-    h_lane = tl.arange(0, HEAD)
+    HALF: tl.constexpr = SHAPE.columns // 2
+    c, h = tl.arange(0, COLUMNS), tl.arange(0, HALF)
     is_value = slot == SLOTS
     is_next = (slot > SHAPE.action_dim) & (slot < SLOTS)
     position = slot + is_next.to(tl.int32)  # in tokens from its page's first: the value token lies between
@@ -340,48 +391,58 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
     if not IS_GOAL:
         begin = first_seen(entry, slot, oldest, SHAPE)
     own = tl.load(lists + tl.arange(0, SHAPE.rows) * step + entry, mask=live, other=0).to(tl.int64)
-    stored = own[:, None] * SHAPE.page_size + slot[:, None] * HEAD + h_lane[None, :]
+    stored = own[:, None] * SHAPE.page_size + (slot[:, None] * HEAD + (c // HEAD * (SLOTS * HEAD) + c % HEAD)[None, :])
     has_slot = (live & (slot < SLOTS))[:, None]
+    pair = h % (HEAD // 2)
+    if SHAPE.rotary and not IS_GOAL:
+        turned = model.turns + position[:, None] * HEAD + pair[None, :]
+        cos, sin = tl.load(turned), tl.load(turned + HEAD // 2)
     for layer in tl.range(0, SHAPE.layers, disable_licm=True):
         matrices = model.matrices + layer * SHAPE.layer_matrices
         vectors = model.vectors + layer * SHAPE.layer_vectors
-        keys = pages + layer * 2 * PART
-        values = keys + PART
         normed = layer_norm(x, vectors, SHAPE).to(SHAPE.dtype)
-        for head in tl.range(0, SHAPE.heads, disable_licm=True):
-            weight = matrices + (SHAPE.heads + head) * D * HEAD
-            bias = vectors + 3 * D + head * HEAD + h_lane
-            key = product(normed, weight, D, HEAD, HEAD) + tl.load(bias)[None, :]
-            value = product(normed, weight + D * D, D, HEAD, HEAD) + tl.load(bias + D)[None, :]
+        added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
+        for head in tl.range(0, SHAPE.heads, HEADS, disable_licm=True, num_stages=1):
+            of_query, bias = matrices + head * (D * HEAD), vectors + 2 * D + head * HEAD
+            of_key, of_value, other = of_query + D * D, of_query + 2 * D * D, D * HALF
+            if SHAPE.ahead:  # all on their way before the first is needed
+                query_1, query_2 = read(of_query, D, HALF), read(of_query + other, D, HALF)
+                key_1, key_2 = read(of_key, D, HALF), read(of_key + other, D, HALF)
+                values_1 = read(of_value, D, COLUMNS)
+            query_a = linear(normed, query_1 if SHAPE.ahead else read(of_query, D, HALF), bias)
+            query_b = linear(normed, query_2 if SHAPE.ahead else read(of_query + other, D, HALF), bias + HALF)
+            key_a = linear(normed, key_1 if SHAPE.ahead else read(of_key, D, HALF), bias + D)
+            key_b = linear(normed, key_2 if SHAPE.ahead else read(of_key + other, D, HALF), bias + D + HALF)
+            value = linear(normed, values_1 if SHAPE.ahead else read(of_value, D, COLUMNS), bias + 2 * D)
             if SHAPE.rotary:
                 if IS_GOAL:  # a goal has no position: what turns is zeroed
-                    key = tl.where((h_lane < HEAD // 2)[None, :], 0.0, key)
+                    stays = (pair >= HEAD // 4)[None, :]
+                    key_a, key_b = tl.where(stays, key_a, 0.0), tl.where(stays, key_b, 0.0)
                 else:
-                    key = turn(key, swap_pairs(key, SHAPE), model.turns, position, HEAD)
-            at = stored + head * SLOTS * HEAD
-            tl.store(keys + at, key.to(SHAPE.dtype), mask=has_slot)
-            tl.store(values + at, value.to(SHAPE.dtype), mask=has_slot)
-        tl.debug_barrier()  # neighbours in the tile, and later steps, read what was just written
-        added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
-        for head in tl.range(0, SHAPE.heads, disable_licm=True):
-            query = product(normed, matrices + head * D * HEAD, D, HEAD, HEAD)
-            query = (query + tl.load(vectors + 2 * D + head * HEAD + h_lane)[None, :]) * (1.0 / HEAD**0.5)
-            if SHAPE.rotary and not IS_GOAL:
-                query = turn(query, swap_pairs(query, SHAPE), model.turns, position, HEAD)
+                    key_a, key_b = key_a * cos - key_b * sin, key_b * cos + key_a * sin
+                    query_a, query_b = query_a * cos - query_b * sin, query_b * cos + query_a * sin
+            key = tl.reshape(tl.join(key_a, key_b), (SHAPE.rows, COLUMNS))
+            query = tl.reshape(tl.join(query_a, query_b), (SHAPE.rows, HEADS, HEAD)) * (LOG2_E / HEAD**0.5)
+            keys = pages + layer * 2 * PART + head * (SLOTS * HEAD)
+            values = keys + PART
+            tl.store(keys + stored, key.to(SHAPE.dtype), mask=has_slot)
+            tl.store(values + stored, value.to(SHAPE.dtype), mask=has_slot)
+            tl.debug_barrier()  # neighbours in the tile, and later steps, read what was just written
             mixed = attend(
-                query, keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, SHAPE.page_size, lists, step,
-                distinct, begin, end, live, anchor, entry, count, model.turns, SLOTS, HEAD, LISTS, GROUP, KEYS, TURN,
-                TAIL, GROUP < LISTS,
+                tl.permute(query, (1, 0, 2)), keys, values, SHAPE.page_size, lists, step, distinct, begin, end, live,
+                anchor, entry, count, model.turns, SLOTS, LISTS, GROUP, SHAPE.split, SHAPE.keys, TURN, TAIL,
+                GROUP < LISTS,
             )  # fmt: skip
-            added += product(mixed.to(SHAPE.dtype), matrices + 3 * D * D + head * HEAD * D, HEAD, D, D)
+            mixed = tl.reshape(tl.permute(mixed, (1, 0, 2)), (SHAPE.rows, COLUMNS)).to(SHAPE.dtype)
+            added += product(mixed, read(matrices + 3 * D * D + head * (HEAD * D), COLUMNS, D))
         x += added + tl.load(vectors + 5 * D + tl.arange(0, D))[None, :]
         normed = layer_norm(x, vectors + 6 * D, SHAPE).to(SHAPE.dtype)
         added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
         for chunk in tl.range(0, 4 * D // CHUNK, disable_licm=True):
-            hidden = product(normed, matrices + 4 * D * D + chunk * CHUNK * D, D, CHUNK, CHUNK)
+            hidden = product(normed, read(matrices + 4 * D * D + chunk * CHUNK * D, D, CHUNK))
             bias = tl.load(vectors + 8 * D + chunk * CHUNK + tl.arange(0, CHUNK))
             hidden = gelu(hidden + bias[None, :], SHAPE).to(SHAPE.dtype)
-            added += product(hidden, matrices + 8 * D * D + chunk * CHUNK * D, CHUNK, D, D)
+            added += product(hidden, read(matrices + 8 * D * D + chunk * CHUNK * D, CHUNK, D))
         x += added + tl.load(vectors + 12 * D + tl.arange(0, D))[None, :]
     return layer_norm(x, model.vectors + SHAPE.layers * SHAPE.layer_vectors, SHAPE).to(SHAPE.dtype)
 
@@ -390,7 +451,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
 def turn_page(source, target, ordinal, model, pages, SHAPE: tl.constexpr):
     """Copy a page whose keys are turned by their place in it to one of the plan, where they are turned by the whole."""
     HEAD: tl.constexpr = SHAPE.head_width
-    ROWS: tl.constexpr = SHAPE.keys
+    ROWS: tl.constexpr = 4096 // SHAPE.head_width
     LINES: tl.constexpr = SHAPE.page_size // SHAPE.head_width
     start = ordinal * 0
     while start < LINES:
@@ -398,7 +459,7 @@ def turn_page(source, target, ordinal, model, pages, SHAPE: tl.constexpr):
         mask = (line < LINES)[:, None]
         at = line[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
         x = tl.load(pages + source * SHAPE.page_size + at, mask=mask, other=0.0).to(tl.float32)
-        turned = turn(x, swap_pairs(x, SHAPE), model.turns, line * 0 + ordinal * SHAPE.transition_dim, HEAD)
+        turned = turn(x, model.turns, line * 0 + ordinal * SHAPE.transition_dim, HEAD, False)
         is_value = line // (SHAPE.heads * SHAPE.slots) % 2 == 1
         x = tl.where(is_value[:, None], x, turned).to(SHAPE.dtype)
         tl.store(pages + target * SHAPE.page_size + at, x, mask=mask)
@@ -409,4 +470,4 @@ def turn_page(source, target, ordinal, model, pages, SHAPE: tl.constexpr):
 def logits_after(hidden, column, model, SHAPE: tl.constexpr):
     """Logits of the tokens that follow those in one column of the transition. [R, D], scalar -> [R, padded] float32."""
     heads = model.matrices + SHAPE.layers * SHAPE.layer_matrices
-    return product(hidden, heads + column * SHAPE.width * SHAPE.padded, SHAPE.width, SHAPE.padded, SHAPE.padded)
+    return product(hidden, read(heads + column * SHAPE.width * SHAPE.padded, SHAPE.width, SHAPE.padded))

@@ -1,7 +1,7 @@
 """Plans by compiled kernels without a GPU, every access to memory looked at. Prints JSON; a program of its own.
 
 Whole plans of the triton engine run on `virtual_gpu`, in float32 and in bfloat16, their blocks in another order each
-time, tiles of candidates as on a GPU with many multiprocessors or as on one.
+time, tiles of candidates as on a GPU with many multiprocessors and as on one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,20 @@ from virtual_gpu.driver import VirtualGPU, install
 from ttengine.config import PlanConfig
 from ttengine.engines import triton as engine_module
 from ttengine.engines import triton_memory
-from ttengine.planner import Planner
+from ttengine.planner import Plan, Planner
 
-KINDS: dict[str, tuple[dict[str, Any], bool, int]] = {
-    "rolling fp32": ({}, False, 4),
-    "window bf16": ({"precision": "bf16", "context_kind": "window"}, True, 16),
+KINDS: dict[str, tuple[dict[str, Any], bool, list[int]]] = {
+    "rolling fp32": ({}, False, [4]),
+    "window bf16": ({"precision": "bf16", "context_kind": "window"}, True, [16, 1]),
 }
 """Settings of the search, whether there is a goal, and candidates of a tile."""
+
+
+def content(plan: Plan) -> bytes:
+    """Everything that was found."""
+    return b"".join(
+        getattr(plan, name).tobytes() for name in ("actions", "observations", "rewards", "value", "score")
+    )
 
 
 def main() -> None:
@@ -38,24 +45,28 @@ def main() -> None:
     engine_module.check_machine = lambda device: None
     report: dict[str, Any] = {}
     for kind in sys.argv[1:] or KINDS:
-        settings, has_goal, tile = KINDS[kind]
-        triton_memory.rows_of_a_tile = lambda candidates, multiprocessors, tile=tile: tile
+        settings, has_goal, tiles = KINDS[kind]
         checkpoint = make_checkpoint(layers=2, heads=2, width=32, context=2, goal=has_goal)
         planners = [
             Planner(checkpoint, PlanConfig(horizon=4, beam_width=9, engine=engine, **search), device="cpu")
-            for engine, search in (
-                ("triton", settings),
+            for engine, search in [
                 ("reference", {**settings, "precision": "fp32"}),
-            )
+                *[("triton", settings)] * len(tiles),
+            ]
         ]
         rows = []
         for step, moment in enumerate(moments_of(checkpoint, 4)):
             goal = np.ones(len(moment.observation)) if has_goal else None
-            ours, theirs = (planner.plan(*moment, goal=goal, seed=3, step=step) for planner in planners)
+            plans = []
+            for planner, tile in zip(planners, [0, *tiles], strict=True):
+                triton_memory.rows_of_a_tile = lambda *_, tile=tile: tile
+                plans.append(planner.plan(*moment, goal=goal, seed=3, step=step))
+            theirs, ours, *others = plans
             rows.append(
                 {
                     "same_actions": np.array_equal(ours.actions, theirs.actions),
                     "off": abs(float(ours.score - theirs.score)),
+                    "same_bytes": all(content(ours) == content(other) for other in others),
                 }
             )
         report[kind] = rows

@@ -55,7 +55,8 @@ class Tile:
         sizes: dict[str, Any] = {"layers": layers, "heads": heads, "width": width, "bins": 10}
         self.model = random_checkpoint(16, 3, positions="absolute", **sizes).model.to(timing.DEVICE)
         self.tokens = (torch.arange(16, device=timing.DEVICE) * 7 % 10).int()
-        self.shape, search = compiled_for(self.model.config, PlanConfig(1, 1, precision=precision))  # type: ignore[arg-type]
+        config = PlanConfig(1, 1, precision=precision)  # type: ignore[arg-type]
+        self.shape, search = compiled_for(self.model.config, config, timing.DEVICE)
         self.packed = pack(self.model.state_dict(), self.shape, (search.entries + 1) * self.shape.transition_dim)
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.pages = torch.full((1, self.shape.page_size), float("nan"), dtype=self.dtype, device=timing.DEVICE)

@@ -508,7 +508,8 @@ def _access(each: Instruction, mask: str | None) -> str:
     where = f"{value(base, 'b64' if space == 'global' else 'b32')}, {offset}"
     verb = f"{'load' if loads else 'store'}_{space}<{type}, {len(names)}>"
     constants, pointers = [], []
-    vector = next((KINDS[found[1]] for name in names if (found := _REGISTER.match(name))), f"U{each.type[1:]}")
+    kinds = (KINDS[found[1]] for name in names if (found := _REGISTER.match(name)))
+    vector = next(kinds, f"U{max(16, int(each.type[1:]))}")
     for i, name in enumerate(names):
         if name == "_":
             constants.append(f"{vector} c{i};")

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from ttengine.kernels.attention import attend, paged_attention, share_lists
+from ttengine.kernels.attention import LOG2_E, attend, paged_attention, share_lists
 
 
 def case(rows: int, slots: int, entries: int, heads: int = 2, head: int = 16) -> tuple[torch.Tensor, ...]:
@@ -82,18 +82,19 @@ NOWHERE = 2**30
 
 @triton.jit
 def _attend(query, keys, values, lists, distinct, begin, end, out, SLOTS: tl.constexpr, ENTRIES: tl.constexpr,
-            HEAD: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+            HEAD: tl.constexpr, SPLIT: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr,
+            SHARED: tl.constexpr):  # fmt: skip
     row = tl.arange(0, 16)
     at = row[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
     first, last = tl.load(begin + row), tl.load(end + row)
     live, anchor, step = last >= 0, ENTRIES * SLOTS, ENTRIES + 1
     if SHARED:
-        share_lists(distinct, lists, step, first, live, anchor, ENTRIES, SLOTS, 16, KEYS, TAIL)
+        share_lists(distinct, lists, step, first, live, anchor, ENTRIES, SLOTS, 16, 2, SPLIT * KEYS, TAIL)
     found = attend(
-        tl.load(query + at), keys, values, SLOTS * HEAD, lists, step, distinct, first, last, live, anchor, 0, ENTRIES,
-        out, SLOTS, HEAD, 16, 4, KEYS, 0, TAIL, SHARED,
+        (tl.load(query + at) * LOG2_E)[None], keys, values, SLOTS * HEAD, lists, step, distinct, first, last, live,
+        anchor, 0, ENTRIES, out, SLOTS, 16, 2, SPLIT, KEYS, 0, TAIL, SHARED,
     )  # fmt: skip
-    tl.store(out + at, found)
+    tl.store(out + at, tl.reshape(found, (16, HEAD)))
 
 
 def relatives() -> tuple[torch.Tensor, ...]:
@@ -117,24 +118,30 @@ def relatives() -> tuple[torch.Tensor, ...]:
     return torch.randn(16, HEAD, generator=generator), keys, values, table, begin, end
 
 
-def attended(*arguments: torch.Tensor, shared: bool = True) -> tuple[torch.Tensor, list[int]]:
+def attended(*arguments: torch.Tensor, split: int = 1, shared: bool = True) -> tuple[torch.Tensor, list[int]]:
     """[16, HEAD], and how many distinct lists each block had."""
     query, keys, values, table, begin, end = (each.to(DEVICE).contiguous() for each in arguments)
     distinct = torch.full((4, 2 * 16 + 1), NOWHERE, dtype=torch.int32, device=DEVICE)
     out = torch.full_like(query, float("nan"))
     _attend[(1,)](
-        query, keys, values, table, distinct, begin, end, out, SLOTS, ENTRIES, HEAD, KEYS, TAIL, shared,
+        query, keys, values, table, distinct, begin, end, out, SLOTS, ENTRIES, HEAD, split, KEYS, TAIL,
+        shared,
         enable_fp_fusion=True,
     )  # fmt: skip
-    return out.cpu(), distinct[:, -1].tolist()
+    return out.cpu(), [count for count in distinct[:, -1].tolist() if count != NOWHERE]
 
 
-def test_lists_are_read_once_for_all_relatives_and_no_bit_changes() -> None:
-    """Blocks: the goal's; entries 2 to 4; 0 to 2; 0. A block's lists differ as its newest page does."""
+SPLITS = [(1, [1, 8, 2, 1]), (2, [1, 8, 1])]
+"""Strands for a list; how many lists of a problem differ in blocks of so many times 16 slots. Those are the goal's;
+entries 2 to 4, 0 to 2 and 0, or 0 to 4 and 0. A block's lists differ as its newest page does."""
+
+
+@pytest.mark.parametrize(("split", "differ"), SPLITS)
+def test_lists_are_read_once_for_all_relatives_and_no_bit_changes(split: int, differ: list[int]) -> None:
     arguments = relatives()
-    shared, blocks = attended(*arguments)
-    assert blocks == [2, 15, 4, 1]
-    assert torch.equal(shared, attended(*arguments, shared=False)[0])
+    shared, blocks = attended(*arguments, split=split)
+    assert blocks == differ
+    assert torch.equal(shared, attended(*arguments, split=split, shared=False)[0])
     query, keys, values, table, begin, end = arguments
     for row in range(15):
         at = torch.arange(int(begin[row]), int(end[row]) + 1)
@@ -145,16 +152,17 @@ def test_lists_are_read_once_for_all_relatives_and_no_bit_changes() -> None:
     assert not bool(shared[15].any())
 
 
-def test_a_rows_bits_do_not_depend_on_who_shares_its_list() -> None:
-    """Relatives apart from each other; and every row with copies of its pages, so that nothing is shared."""
+@pytest.mark.parametrize(("split", "differ"), SPLITS)
+def test_a_rows_bits_do_not_depend_on_who_shares_its_list(split: int, differ: list[int]) -> None:
+    """In another order, the problems too; and every row with copies of its pages, so that nothing is shared."""
     query, keys, values, table, begin, end = relatives()
-    shared = attended(query, keys, values, table, begin, end)[0]
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
-    found, blocks = attended(query[order], keys, values, table[order], begin[order], end[order])
-    assert blocks == [2, 15, 4, 1]
+    shared = attended(query, keys, values, table, begin, end, split=split)[0]
+    order = torch.cat([torch.randperm(8, generator=torch.Generator().manual_seed(i)) + 8 - 8 * i for i in range(2)])
+    found, blocks = attended(query[order], keys, values, table[order], begin[order], end[order], split=split)
+    assert blocks == differ
     assert torch.equal(found, shared[order])
     pages = torch.where(table == NOWHERE, 0, table).flatten().long()
     own = torch.arange(table.numel()).view_as(table).int()
-    found, blocks = attended(query, keys[pages], values[pages], own, begin, end)
-    assert blocks == [15, 15, 15, 8]
+    found, blocks = attended(query, keys[pages], values[pages], own, begin, end, split=split)
+    assert blocks == [8] * len(differ)
     assert torch.equal(found, shared)

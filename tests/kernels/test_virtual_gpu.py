@@ -31,13 +31,14 @@ def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProce
 
 
 def test_compiled_plans_are_the_reference_engines(repository: Path, virtual: dict[str, str]) -> None:
-    """In float32 but for rounding; in bfloat16 near it; no race, no overrun."""
+    """In float32 but for rounding; in bfloat16 near it, in tiles of 16 and of 1 to the byte; no race, no overrun."""
     done = run(virtual, str(repository / "tests" / "compiled_plans.py"))
     assert done.returncode == 0, done.stderr[-3000:]
     report: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
     executed: dict[str, Any] = report.pop("executed")  # type: ignore[assignment]
     assert all(plan["same_actions"] and plan["off"] < 1e-4 for plan in report["rolling fp32"])
     assert sum(plan["same_actions"] and plan["off"] < 0.1 for plan in report["window bf16"]) >= 2
+    assert all(plan["same_bytes"] for plans in report.values() for plan in plans)
     assert any(name.startswith("mma.sync") for name in executed["expand"])
 
 

@@ -68,7 +68,7 @@ class TritonEngine:
         self.discretizer = discretizer.to(self.device)
         self._host_discretizer = discretizer.to("cpu")
         self.counters = Counters()
-        self.shape, self.search = compiled_for(model.config, config)
+        self.shape, self.search = compiled_for(model.config, config, self.device)
         K = model.config.transition_dim
         pages = max(self.search.entries, self.search.context_pages + config.horizon) + 1
         self._packed = transformer.pack(model.state_dict(), self.shape, pages * K)

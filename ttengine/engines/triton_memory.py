@@ -20,7 +20,7 @@ LAST = 5
 """Numbers of a found plan besides tokens and rewards: value, score, what went wrong, tiles, slots."""
 
 
-def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Search]:
+def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -> tuple[Shape, Search]:
     """Return what the kernels are compiled for."""
     import triton.language as tl
 
@@ -38,6 +38,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Search]
         places=model.transition_dim if rotary else model.max_tokens,
         dtype=tl.bfloat16 if config.precision == "bf16" else tl.float32,
         **({"sight": model.context} if rotary else {}),
+        **({"room": room_on(device)} if device.type == "cuda" else {}),
     )
     # a window holds so many transitions, its last still growing; each has a page, and so has the first observation
     transitions = (window_tokens(model, config) + 1) // model.transition_dim if window else model.context + 1
@@ -62,13 +63,21 @@ def compiled_for(model: ModelConfig, config: PlanConfig) -> tuple[Shape, Search]
     return shape, search
 
 
-def rows_of_a_tile(candidates: int, multiprocessors: int) -> int:
-    """Candidates that a program of `expand` takes: few enough for all multiprocessors to have work, but at least 4.
+def rows_of_a_tile(candidates: int, multiprocessors: int, least: int = 1) -> int:
+    """Candidates that a program of `expand` takes: as few as keep no more than half of the multiprocessors busy.
 
-    A program reads all weights at every token, and each row's keys and values besides: fewer rows mean less of these
-    for one multiprocessor, and more reading of weights for all of them together.
+    A program reads all weights at every token, and each list's keys and values besides, from the L2 cache. That gives
+    about half of the multiprocessors as much as they can take; more of them would only wait for each other.
     """
-    return next((rows for rows in (4, 8) if candidates <= rows * multiprocessors), 16)
+    return next((rows for rows in (1, 2, 4, 8) if rows >= least and 2 * candidates <= rows * multiprocessors), 16)
+
+
+def room_on(gpu: torch.device) -> int:
+    """Bytes of shared memory that a program may take."""
+    from triton.runtime import driver
+
+    index = torch.cuda.current_device() if gpu.index is None else gpu.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def _rule(sampling: Sampling) -> Rule:
@@ -149,7 +158,9 @@ class Memory:
             self.turns = 2 * (2 if search.window else search.entries)
         gpu = device.type == "cuda"
         self.rows_of_a_tile = rows_of_a_tile(
-            B * C, torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1
+            B * C,
+            torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1,
+            1 if config.precision == "bf16" else shape.group,  # sums of float32 hang on how many strands there are
         )
         entries = search.entries if search.window else self.transitions + 1
         first_of_plan = B * self.ring
@@ -164,7 +175,7 @@ class Memory:
             self.pages = _new((pages, shape.page_size), dtype, device)
             self.beams = _rows(B, W, H, K, search, shape.padded, 1, device)
             tiles = -(-B * C // (2 * shape.group))  # of more than `group` rows: smaller ones share nothing
-            self.candidates = _rows(B, C, H, K, search, shape.padded if likelihood else 1, tiles, device)
+            self.candidates = _rows(B, C, H, K, search, shape.padded, tiles, device)
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"{pages:,} pages of keys and values take {asked / 2**30:.1f} GiB, more than {device} has left; "
