@@ -323,11 +323,9 @@ def observe(model, pages, beams, candidates, problems, kept, round, longest, SHA
         )  # fmt: skip
         logits = tl.full((SHAPE.rows, SHAPE.padded), 0.0, tl.float32)
         count = tl.sum(live.to(tl.int32), 0)
-        i = 0
-        while i < count:  # each row has another head
+        for i in tl.range(0, count, disable_licm=True):  # each row has another head
             head = tl.where(done + i == 0, SHAPE.transition_dim - 1, done + i - 1)
             logits = tl.where((lane == i)[:, None], logits_after(hidden, head, model, SHAPE), logits)
-            i += 1
         p = probabilities(logits, SHAPE.vocabulary, OBSERVATION)
         noise = uniform(seed, number, lane * 0 + (row - b * SEARCH.beam_width).to(tl.int32), done_tokens + at)
         drawn = draw(p, noise, SHAPE.vocabulary, OBSERVATION)
