@@ -47,10 +47,14 @@ TARGETS = {
 ACTION, TOP = Rule(cdf=0.6), Rule(k=1)
 
 
-def shape_of(dtype: str, window: bool = False) -> Shape:
+SMALL = 64 * 1024
+"""Bytes of shared memory of a program where there is little: gfx942 has no more, GPUs for the desktop hardly more."""
+
+
+def shape_of(dtype: str, window: bool = False, **others: Any) -> Shape:
     """The paper's model for hopper, rotary or, for a window, absolute."""
-    positions = {"places": 159} if window else {"rotary": True, "sight": 5, "places": 16}
-    return Shape(11, 3, 100, 4, 4, 128, dtype={"bf16": tl.bfloat16, "fp32": tl.float32}[dtype], **positions)
+    others |= {"places": 159} if window else {"rotary": True, "sight": 5, "places": 16}
+    return Shape(11, 3, 100, 4, 4, 128, dtype={"bf16": tl.bfloat16, "fp32": tl.float32}[dtype], **others)
 
 
 def search_of(window: bool = False) -> Search:
@@ -65,13 +69,15 @@ ROWS = Rows("*i64", "*fp32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32", "*i32")
 PROBLEMS = Problems(*["*i64"] * 6, *["*fp32"] * 3, *["*i64"] * 4)
 
 
-def segment(name: str, dtype: str, window: bool = False) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def segment(words: list[str], small: bool) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """A segment's kernel, the types of its arguments and its constants."""
+    name, dtype, window = words[0], words[-1], "window" in words
+    shape = shape_of(dtype, window, **({"room": SMALL} if small else {}))
     number = {"bf16": "*bf16", "fp32": "*fp32"}[dtype]
     types: dict[str, Any] = {"model": Model(number, "*fp32", number, "*fp32"), "pages": number, "beams": ROWS}
     types |= {"candidates": ROWS, "problems": PROBLEMS, "kept": "*i64", "score": "*fp32", "out": "*i32"}
     types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "columns"), "i32")
-    constants = {"SHAPE": shape_of(dtype, window), "SEARCH": search_of(window), "TILE": 16}
+    constants = {"SHAPE": shape, "SEARCH": search_of(window), "TILE": 1 if "alone" in words else 16}
     types |= {"source": ROWS, "target": ROWS, "tokens": "*i64", "token": "i32", "count": "i32"}
     kernel = getattr(branch if name == "branch" else segments, name)
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
@@ -93,19 +99,23 @@ def other(name: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     types |= {"rows": "i32", "entries": "i32", "scale": "fp32"}
     constants = {"SLOTS": 15, "HEADS": 4, "HEAD": 32, "ROWS": attention.ROWS}
     constants |= {"GROUP": attention.GROUP, "KEYS": attention.KEYS}
+    constants["STAGES"] = attention.STAGES
     return attention._paged_attention, types | dict.fromkeys(constants, "constexpr"), constants
 
 
 CASES: dict[str, tuple[str, ...]] = {
     **{f"{name} bf16": tuple(TARGETS) for name in ("prefill", "expand", "observe")},
     **{f"{name} fp32": ("sm_90",) for name in ("prefill", "expand", "observe")},
+    "expand alone bf16": ("sm_80", "sm_90", "sm_100"),
+    "expand small bf16": ("sm_80",),
+    "observe small bf16": ("sm_80",),
     "observe window bf16": ("sm_90",),
     "branch bf16": ("sm_90",),
     "branch window bf16": ("sm_90",),
     "take fp32": ("sm_90",),
     **dict.fromkeys(("select_beams", "sample_topk", "paged_attention"), ("sm_90",)),
 }
-"""Kernel, variant -> targets."""
+"""Kernel, variant -> targets. Tiles of `expand` are of 16 candidates, or of one that is alone."""
 
 
 def alignments(signature: dict[str, Any]) -> dict[tuple[int, ...], list[list[Any]]]:
@@ -120,9 +130,8 @@ def alignments(signature: dict[str, Any]) -> dict[tuple[int, ...], list[list[Any
 def compile_case(case: str, target: str) -> dict[str, int]:
     """Return registers, stack, shared memory and matrix instructions."""
     words = case.split()
-    kernel, signature, constants = (
-        segment(words[0], words[-1], "window" in words) if len(words) > 1 else other(words[0])
-    )
+    small = "small" in words or target.startswith("gfx")
+    kernel, signature, constants = segment(words, small) if len(words) > 1 else other(words[0])
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=alignments(signature))
     is_segment = words[0] in ("prefill", "expand", "observe", "branch")
     warps, stages = (WARPS, constants["SHAPE"].stages) if is_segment else (4, 1)

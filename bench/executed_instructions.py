@@ -60,8 +60,8 @@ def main() -> None:
     engine_module.check_machine = lambda device: None
     checkpoint, preset = load(arguments.model), plan_preset(arguments.preset)
     rows_of_a_tile = triton_memory.rows_of_a_tile
-    triton_memory.rows_of_a_tile = lambda _, __, least: arguments.tile or rows_of_a_tile(
-        preset.beam_width * preset.expand, MULTIPROCESSORS, least
+    triton_memory.rows_of_a_tile = lambda _, __, least: (
+        arguments.tile or rows_of_a_tile(preset.beam_width * preset.expand, MULTIPROCESSORS, least)
     )
     settings = {"engine": "triton", "horizon": 2, "beam_width": 4}
     settings |= {"precision": arguments.precision, "context_kind": arguments.context}

@@ -24,6 +24,9 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 NEVER = tl.constexpr(-1e38)
 """Score of what is not seen: finite, so that no difference of two is NaN."""
 
+STAGES = 3
+"""Blocks of keys that `paged_attention` has in flight at a time."""
+
 LEAST = tl.constexpr(-1e30)
 """Least score of what is seen: so much above `NEVER` that what is not seen weighs nothing, whatever else is seen."""
 
@@ -38,7 +41,7 @@ def turn(x, turns, distance, HEAD: tl.constexpr, BACK: tl.constexpr):
     turns: pointer to [distances, 2, HEAD / 2] float32, cosines and sines of pairs.
     """
     at = turns + tl.expand_dims(distance, -1) * HEAD + tl.arange(0, HEAD // 2)
-    a, b = tl.split(tl.reshape(x, x.shape[:-1] + (HEAD // 2, 2)))
+    a, b = tl.split(tl.reshape(x, x.shape[:-1] + (HEAD // 2, 2)))  # noqa: RUF005 - Triton knows no stars
     cos, sin = tl.load(at), tl.load(at + HEAD // 2)
     if BACK:
         sin = -sin
@@ -46,13 +49,13 @@ def turn(x, turns, distance, HEAD: tl.constexpr, BACK: tl.constexpr):
 
 
 @triton.jit
-def share_lists(distinct, lists, step, begin, live, anchor, tail, SLOTS: tl.constexpr, LISTS: tl.constexpr,
+def share_lists(steps, lists, stride, begin, live, anchor, tail, SLOTS: tl.constexpr, LISTS: tl.constexpr,
                 GROUP: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
     """Find which lists of a tile are the same from some block on: `attend` reads such a block once for several rows.
 
     Two lists that have a page in common at one entry have to have all earlier ones in common, as those of relatives do.
-    So a block is the same for two rows if its newest page is. Looked at are the rows of each strand by themselves. The
-    arguments are those of `attend`, which says what is written to `distinct`.
+    So a block is the same for two rows if its newest page is. Looked at are the rows of each part by themselves. The
+    arguments are those of `attend`, which says what is written to `steps`.
     """
     ROWS: tl.constexpr = begin.shape[0]
     PER: tl.constexpr = LISTS // GROUP
@@ -61,35 +64,43 @@ def share_lists(distinct, lists, step, begin, live, anchor, tail, SLOTS: tl.cons
     if TAIL > 0:
         start += (TAIL + BLOCK - 1) // BLOCK * BLOCK
     lowest = tl.min(tl.where(live, begin, anchor), 0)
+    found = anchor * 0
     while start + BLOCK > lowest:
         newest = (start + BLOCK - 1) // SLOTS
         if TAIL > 0:
             newest = tl.where(start >= anchor, tail, newest)
         sees = live & (start + BLOCK > begin)
-        page = tl.load(lists + row * step + newest, mask=sees, other=-1)
+        page = tl.load(lists + row * stride + newest, mask=sees, other=-1)
         beside = (row[:, None] // PER == row[None, :] // PER) & sees[None, :]
         leader = tl.min(tl.where((page[:, None] == page[None, :]) & beside, row[None, :], ROWS), 1)
         leads = sees & (leader == row)
         number = tl.sum((beside & leads[None, :] & (row[None, :] < leader[:, None])).to(tl.int32), 1)
-        tl.store(distinct + row, number, mask=row < LISTS)
-        tl.store(distinct + LISTS + row // PER * PER + number, row, mask=leads)
-        tl.store(distinct + 2 * LISTS, tl.max(tl.where(leads, number + 1, 0), 0))
-        distinct += 2 * LISTS + 1
+        count = tl.max(tl.where(leads, number + 1, 0), 0)
+        i = 0
+        while i < count:
+            record = steps + 1 + (found + i) * (1 + LISTS + GROUP)
+            tl.store(record, start)
+            tl.store(record + 1 + row, (sees & (number == i)).to(tl.int32), mask=row < LISTS)
+            tl.store(record + 1 + LISTS + row // PER, row, mask=leads & (number == i))
+            i += 1
+        found += count
         start -= BLOCK
+    tl.store(steps, found)
     tl.debug_barrier()
 
 
 @triton.jit
 def _add_up(peak, total, other_peak, other_total):
-    """Add sums of weights, each as many halvings less than its peak."""
-    top = tl.maximum(peak, other_peak)
-    return top, total * tl.math.exp2(peak - top) + other_total * tl.math.exp2(other_peak - top)
+    """Add sums of weights that are counted from a peak each; in either order to the same bits, as threads do both."""
+    first = peak >= other_peak
+    more, less = tl.where(first, total, other_total), tl.where(first, other_total, total)
+    return tl.where(first, peak, other_peak), more + less * tl.math.exp2(-tl.abs(peak - other_peak))
 
 
 @triton.jit
-def attend(query, keys, values, stride, lists, step, distinct, begin, end, live, anchor, entry, tail, turns,
+def attend(query, keys, values, page_size, lists, stride, steps, begin, end, live, anchor, entry, tail, turns,
            SLOTS: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, KEYS: tl.constexpr,
-           TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr):  # fmt: skip
+           TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Attend for a tile of rows to what is on their lists of pages, several heads at once.
 
     Slots are counted along a list: slot s of its page j is number j * SLOTS + s. Blocks of SPLIT * KEYS slots follow
@@ -102,18 +113,19 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
     Args:
         query: [A, R, HEAD] float32, scaled by log2(e) / sqrt(HEAD); turned by its position, as the keys are, if
             positions turn.
-        keys, values: pointers to slot 0 of page 0 of the first head, of the numbers' type; a page is `stride` further,
-            a head SLOTS * HEAD, a slot HEAD.
-        lists: pointer to the list of row 0; that of row r is r * `step` further, or LISTS is 1 and all rows read one.
-        distinct: of lists that are SHARED, what `share_lists` found. 2 * LISTS + 1 int32 for each block: for each row
-            which of its part's distinct lists is its own; for each part the rows whose lists those are; and how many
-            the part has that has most.
+        keys, values: pointers to slot 0 of page 0 of the first head, of the numbers' type; a page is `page_size`
+            further, a head SLOTS * HEAD, a slot HEAD.
+        lists: pointer to the list of row 0; that of row r is r * `stride` further, or LISTS is 1 and all rows read one.
+        steps: of lists that are SHARED, what `share_lists` found: how many lists of blocks are to be read, then of each
+            1 + LISTS + GROUP int32: its first slot, for each row whether it is the row's own, and for each part the row
+            whose list it is. Others are read one after the other.
         begin, end: [R], the first and the last slot that a row sees.
         live: [R] bool; the other rows are zeros.
         anchor: one past the last slot that any row sees.
         entry: which page of its list is each row's own: keys of earlier ones are turned back by TURN a page.
         TURN: tokens in a page, if keys are turned by their place in their page; else 0.
         tail: which page of a list holds TAIL more keys, from its first slot on, that all rows see.
+        STAGES: blocks in flight at a time: pages are looked up for one while another is read and a third computed.
     Returns:
         [A, R, HEAD] float32.
     """
@@ -138,58 +150,55 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
     mixed = tl.full((STRANDS, ROWS, HEAD), 0.0, tl.float32)
     lowest = tl.min(tl.where(live, begin, anchor), 0)
     highest = tl.max(tl.where(live, end, -1), 0)
-    start = anchor - BLOCK
+    newest = anchor - BLOCK
     if TAIL > 0:
-        start += (TAIL + BLOCK - 1) // BLOCK * BLOCK
-    while start + BLOCK > lowest:
-        count = PER
-        number = row % PER
+        newest += (TAIL + BLOCK - 1) // BLOCK * BLOCK
+    count = (newest + 2 * BLOCK - 1 - lowest) // BLOCK * PER
+    if SHARED:
+        count = tl.load(steps)
+    for step in tl.range(0, count, disable_licm=True, num_stages=STAGES):
+        reads = live[None, :]
         if SHARED:
-            count = tl.load(distinct + 2 * LISTS)
-            number = tl.load(distinct + row, mask=row < LISTS, other=0)
-        i = 0
-        while i < count:
-            at = start + of_block
-            reads = live[None, :]
-            if LISTS > 1:
-                reads = reads & (row[None, :] // PER == part[:, None]) & (number == i)[None, :]
-                lowest_here = tl.min(tl.where(reads, begin[None, :], NOWHERE), 1)[:, None]
-                highest_here = tl.max(tl.where(reads, end[None, :], -1), 1)[:, None]
-            else:
-                lowest_here, highest_here = lowest, highest
-            first = tl.where(reads, begin[None, :], NOWHERE)
-            span = tl.where(reads, (end - begin)[None, :], 0).to(tl.uint32)
-            seen = (at[:, None, :] - first[:, :, None]).to(tl.uint32) <= span[:, :, None]  # what lies before wraps around
-            needed = (at >= lowest_here) & (at <= highest_here)
-            j = at // SLOTS
-            if TAIL > 0:
-                in_tail = (at >= anchor) & (at < anchor + TAIL)
-                seen = seen | (in_tail[:, None, :] & reads[:, :, None])
-                needed = needed | (in_tail & (at * 0 <= highest_here))
-                j = tl.where(at >= anchor, tail, j)
-            owner = (part * PER + i)[:, None]
-            if SHARED:
-                owner = tl.load(distinct + LISTS + owner, mask=highest_here >= 0, other=0)
-            page = tl.load(lists + owner * step + j, mask=needed, other=0).to(tl.int64)
-            place = (page * stride + (of_head + at % SLOTS * HEAD))[:, :, None] + d
-            key = tl.load(keys + place, mask=needed[:, :, None], other=0.0)
-            value = tl.load(values + place, mask=needed[:, :, None], other=0.0)
-            if TURN > 0:
-                back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)
-                key = turn(key.to(tl.float32), turns, back, HEAD, True).to(kind)
-            score = tl.dot(query, tl.permute(key, (0, 2, 1)), input_precision="ieee", out_dtype=tl.float32)
-            score = tl.where(seen, score, NEVER)
-            higher = tl.maximum(peak, tl.max(score, 2))
-            fade = tl.math.exp2(peak - higher)
-            weight = tl.math.exp2(score - higher[:, :, None])
-            mixed = mixed * fade[:, :, None]
-            mixed += tl.dot(weight.to(kind), value, input_precision="ieee", out_dtype=tl.float32)
-            total = total * fade + tl.sum(weight, 2)
-            peak = higher
-            i += 1
-        if SHARED:
-            distinct += 2 * LISTS + 1
-        start -= BLOCK
+            record = steps + 1 + step * (1 + LISTS + GROUP)
+            start = tl.load(record)
+            own = tl.load(record + 1 + row, mask=row < LISTS, other=0) > 0
+            owner = tl.load(record + 1 + LISTS + part)[:, None]
+        else:
+            start = newest - step // PER * BLOCK
+            own = row % PER == step % PER
+            owner = (part * PER + step % PER)[:, None]
+        lowest_here, highest_here = lowest, highest
+        if LISTS > 1:
+            reads = reads & own[None, :] & (row[None, :] // PER == part[:, None])
+            lowest_here = tl.min(tl.where(reads, begin[None, :], NOWHERE), 1)[:, None]
+            highest_here = tl.max(tl.where(reads, end[None, :], -1), 1)[:, None]
+        at = start + of_block
+        first = tl.where(reads, begin[None, :], NOWHERE)
+        span = tl.where(reads, (end - begin)[None, :], 0).to(tl.uint32)
+        seen = (at[:, None, :] - first[:, :, None]).to(tl.uint32) <= span[:, :, None]  # what lies before wraps around
+        needed = (at >= lowest_here) & (at <= highest_here)
+        j = at // SLOTS
+        if TAIL > 0:
+            in_tail = (at >= anchor) & (at < anchor + TAIL)
+            seen = seen | (in_tail[:, None, :] & reads[:, :, None])
+            needed = needed | (in_tail & (at * 0 <= highest_here))
+            j = tl.where(at >= anchor, tail, j)
+        page = tl.load(lists + owner * stride + j, mask=needed, other=0).to(tl.int64)
+        place = (page * page_size + (of_head + at % SLOTS * HEAD))[:, :, None] + d
+        key = tl.load(keys + place, mask=needed[:, :, None], other=0.0)
+        value = tl.load(values + place, mask=needed[:, :, None], other=0.0)
+        if TURN > 0:
+            back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)
+            key = turn(key.to(tl.float32), turns, back, HEAD, True).to(kind)
+        score = tl.dot(query, tl.permute(key, (0, 2, 1)), input_precision="ieee", out_dtype=tl.float32)
+        score = tl.where(seen, score, NEVER)
+        higher = tl.maximum(peak, tl.max(score, 2))
+        fade = tl.math.exp2(peak - higher)
+        weight = tl.math.exp2(score - higher[:, :, None])
+        mixed = mixed * fade[:, :, None]
+        mixed += tl.dot(weight.to(kind), value, input_precision="ieee", out_dtype=tl.float32)
+        total = total * fade + tl.sum(weight, 2)
+        peak = higher
     if BESIDE > 1:
         peak = tl.reshape(peak, (HEADS, BESIDE, ROWS))
         total = tl.reshape(total, (HEADS, BESIDE, ROWS))
@@ -202,7 +211,7 @@ def attend(query, keys, values, stride, lists, step, distinct, begin, end, live,
 @triton.jit
 def _paged_attention(query, keys, values, table, lengths, out, rows, entries, scale, SLOTS: tl.constexpr,
                      HEADS: tl.constexpr, HEAD: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
-                     KEYS: tl.constexpr):  # fmt: skip
+                     KEYS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * ROWS
     row = first + tl.arange(0, ROWS)
     head = tl.program_id(1)
@@ -214,7 +223,7 @@ def _paged_attention(query, keys, values, table, lengths, out, rows, entries, sc
     result = attend(
         q[None], keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, HEADS * SLOTS * HEAD,
         table + first * entries, entries, table, length * 0, length - 1, live, anchor, 0, 0, out, SLOTS, ROWS, GROUP,
-        1, KEYS, 0, 0, False,
+        1, KEYS, 0, 0, False, STAGES,
     )  # fmt: skip
     result = tl.reshape(result, (ROWS, HEAD)).to(out.dtype.element_ty)
     tl.store(out + at, result, mask=(row < rows)[:, None])
@@ -250,7 +259,7 @@ def paged_attention(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, 
     out = torch.empty_like(query)
     if rows:
         _paged_attention[(triton.cdiv(rows, ROWS), heads)](
-            query, keys, values, table, lengths, out, rows, table.shape[1], LOG2_E.value / math.sqrt(head), keys.shape[2],
-            heads, head, ROWS, GROUP, min(KEYS, 2048 // head), enable_fp_fusion=True,
+            query, keys, values, table, lengths, out, rows, table.shape[1], LOG2_E.value / math.sqrt(head),
+            keys.shape[2], heads, head, ROWS, GROUP, min(KEYS, 2048 // head), STAGES, enable_fp_fusion=True,
         )  # fmt: skip
     return out

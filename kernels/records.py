@@ -37,6 +37,11 @@ class Search:
     blocks: int = 0
     """most blocks that `expand` reads of a list (`Shape.blocks`)"""
 
+    @property
+    def steps(self) -> int:
+        """Numbers with which a tile of up to 16 candidates says what their lists have in common, a candidate."""
+        return 1 + 10 * self.blocks
+
 
 class Rows(NamedTuple):
     """State of beams [B, W, ...] or of candidates [B, C, ...], on the device."""
@@ -55,8 +60,8 @@ class Rows(NamedTuple):
     """candidates: [...] float32; beams: unused"""
     score: Any
     """candidates: [...] float32, returns plus discounted value; beams: unused"""
-    distinct: Any
-    """candidates: [tiles, blocks, 2 * rows of a tile + 1] int32, what their lists have in common (`share_lists`)"""
+    steps: Any
+    """candidates: [whole tiles, `Search.steps`] int32, what the lists of each have in common (`share_lists`)"""
 
 
 class Problems(NamedTuple):

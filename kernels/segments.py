@@ -198,8 +198,8 @@ def expand(
     entry = SEARCH.entries - 1
     ordinal = SEARCH.entries if SEARCH.window else SEARCH.context_pages + round
     lists = candidates.table + tl.program_id(0).to(tl.int64) * TILE * (SEARCH.entries + 1)
-    distinct = candidates.distinct + tl.program_id(0).to(tl.int64) * (SEARCH.blocks * (2 * TILE + 1))
-    share_tile(distinct, oldest, live, entry, lists, SEARCH.entries + 1, SEARCH.entries, SHAPE, TILE)
+    steps = candidates.steps + tl.program_id(0).to(tl.int64) * (TILE * SEARCH.steps)
+    share_tile(steps, oldest, live, entry, lists, SEARCH.entries + 1, SEARCH.entries, SHAPE, TILE)
     column = tl.arange(0, SHAPE.padded)[None, :]
     newest = beams.logits + parent * SHAPE.padded
     reward = tl.full((SHAPE.rows,), 0.0, tl.float32)
@@ -216,7 +216,7 @@ def expand(
         slot = lane * 0 + step
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
         hidden = forward(
-            x, slot, live, oldest, entry, ordinal, lists, SEARCH.entries + 1, distinct, SEARCH.entries, model, pages,
+            x, slot, live, oldest, entry, ordinal, lists, SEARCH.entries + 1, steps, SEARCH.entries, model, pages,
             SHAPE, TILE, False, False,
         )  # fmt: skip
         logits = logits_after(hidden, SHAPE.observation_dim + step, model, SHAPE)

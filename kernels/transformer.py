@@ -111,12 +111,13 @@ class Shape:
     @property
     def keys(self) -> int:
         """Keys of one list that a strand of `attend` reads at a time."""
-        return max(16, min(32, 1024 // self.head_width))
+        return 32 if self.stages == 3 and self.head_width <= 32 else 16
 
     @property
     def split(self) -> int:
         """Strands of `attend` for one head and list."""
-        return max(1, min(8, 256 // self.head_width) // self.heads_beside)
+        most = 8 if self.dtype == tl.bfloat16 else 4
+        return max(1, min(most, 256 // self.head_width) // self.heads_beside)
 
     def blocks(self, entries: int) -> int:
         """Most blocks of `attend` in a list of so many pages, and a goal's behind them."""
@@ -126,8 +127,9 @@ class Shape:
 
     @property
     def stages(self) -> int:
-        """Blocks of weights in flight at a time: more than one where they fit beside each other in shared memory."""
-        return 3 if self.dtype == tl.bfloat16 and self.width <= 128 else 1
+        """Blocks of weights or keys in flight at a time: as many as fit beside each other in shared memory."""
+        most = 3 if self.room >= 96 * 1024 else 2
+        return most if self.dtype == tl.bfloat16 and self.width <= 128 else 1
 
     @property
     def page_size(self) -> int:
@@ -329,23 +331,23 @@ def first_seen(entry, slot, oldest, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def share_tile(distinct, oldest, live, entry, lists, step, count, SHAPE: tl.constexpr, LISTS: tl.constexpr):
+def share_tile(steps, oldest, live, entry, lists, stride, count, SHAPE: tl.constexpr, LISTS: tl.constexpr):
     """Find what the lists of a tile of several sequences have in common, for `forward` at their actions and rewards.
 
-    distinct: pointer to `Shape.blocks` times 2 * LISTS + 1 int32. A tile of so few lists that all are read at once
+    steps: pointer to int32, `Search.steps` for each of the LISTS. A tile of so few lists that all are read at once
     shares none, and nothing is written.
     """
     if SHAPE.group < LISTS:
         TAIL: tl.constexpr = SHAPE.observation_dim if SHAPE.goal else 0
         begin = first_seen(entry, oldest * 0, oldest, SHAPE)
         share_lists(
-            distinct, lists, step, begin, live, (entry + 1) * SHAPE.slots, count, SHAPE.slots, LISTS, SHAPE.group,
+            steps, lists, stride, begin, live, (entry + 1) * SHAPE.slots, count, SHAPE.slots, LISTS, SHAPE.group,
             SHAPE.keys * SHAPE.split, TAIL,
         )  # fmt: skip
 
 
 @triton.jit
-def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count, model, pages, SHAPE: tl.constexpr,
+def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, model, pages, SHAPE: tl.constexpr,
             LISTS: tl.constexpr, IS_GOAL: tl.constexpr, RELATIVE: tl.constexpr):  # fmt: skip
     """Pass a tile through all layers; write its keys and values; return what the heads read.
 
@@ -357,8 +359,8 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
         entry: which page of its list every token is on.
         ordinal: which page of the plan that is: queries and keys are turned by how far they lie from the first.
         lists: pointer to the first row's list of pages.
-        step: from a row's list to the next row's; LISTS is 1, and step 0, if the tile is of one sequence.
-        distinct: what `share_tile` found; of one sequence unused.
+        stride: from a row's list to the next row's; LISTS is 1, and stride 0, if the tile is of one sequence.
+        steps: what `share_tile` found; of one sequence unused.
         count: pages of a list; behind them stands the goal's (read if SHAPE.goal).
         pages: pointer to all pages, [page, layer, key or value, head, slot, D/A].
         IS_GOAL: the tile's tokens are a goal's.
@@ -390,7 +392,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
     end = begin + tl.where(is_value, SHAPE.action_dim, slot)
     if not IS_GOAL:
         begin = first_seen(entry, slot, oldest, SHAPE)
-    own = tl.load(lists + tl.arange(0, SHAPE.rows) * step + entry, mask=live, other=0).to(tl.int64)
+    own = tl.load(lists + tl.arange(0, SHAPE.rows) * stride + entry, mask=live, other=0).to(tl.int64)
     stored = own[:, None] * SHAPE.page_size + (slot[:, None] * HEAD + (c // HEAD * (SLOTS * HEAD) + c % HEAD)[None, :])
     has_slot = (live & (slot < SLOTS))[:, None]
     pair = h % (HEAD // 2)
@@ -429,9 +431,9 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, step, distinct, count,
             tl.store(values + stored, value.to(SHAPE.dtype), mask=has_slot)
             tl.debug_barrier()  # neighbours in the tile, and later steps, read what was just written
             mixed = attend(
-                tl.permute(query, (1, 0, 2)), keys, values, SHAPE.page_size, lists, step, distinct, begin, end, live,
+                tl.permute(query, (1, 0, 2)), keys, values, SHAPE.page_size, lists, stride, steps, begin, end, live,
                 anchor, entry, count, model.turns, SLOTS, LISTS, GROUP, SHAPE.split, SHAPE.keys, TURN, TAIL,
-                GROUP < LISTS,
+                GROUP < LISTS, SHAPE.stages,
             )  # fmt: skip
             mixed = tl.reshape(tl.permute(mixed, (1, 0, 2)), (SHAPE.rows, COLUMNS)).to(SHAPE.dtype)
             added += product(mixed, read(matrices + 3 * D * D + head * (HEAD * D), COLUMNS, D))

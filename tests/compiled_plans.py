@@ -33,9 +33,7 @@ KINDS: dict[str, tuple[dict[str, Any], bool, list[int]]] = {
 
 def content(plan: Plan) -> bytes:
     """Everything that was found."""
-    return b"".join(
-        getattr(plan, name).tobytes() for name in ("actions", "observations", "rewards", "value", "score")
-    )
+    return b"".join(getattr(plan, name).tobytes() for name in ("actions", "observations", "rewards", "value", "score"))
 
 
 def main() -> None:

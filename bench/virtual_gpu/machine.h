@@ -25,6 +25,8 @@
 namespace gpu {
 
 constexpr int LANES = 32;
+typedef uint8_t U8 __attribute__((vector_size(LANES)));
+typedef int8_t S8 __attribute__((vector_size(LANES)));
 typedef uint16_t U16 __attribute__((vector_size(2 * LANES)));
 typedef int16_t S16 __attribute__((vector_size(2 * LANES)));
 typedef uint32_t U32 __attribute__((vector_size(4 * LANES)));

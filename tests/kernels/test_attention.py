@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from interpreted import DEVICE
@@ -81,18 +83,18 @@ NOWHERE = 2**30
 
 
 @triton.jit
-def _attend(query, keys, values, lists, distinct, begin, end, out, SLOTS: tl.constexpr, ENTRIES: tl.constexpr,
+def _attend(query, keys, values, lists, steps, begin, end, out, SLOTS: tl.constexpr, ENTRIES: tl.constexpr,
             HEAD: tl.constexpr, SPLIT: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr,
             SHARED: tl.constexpr):  # fmt: skip
     row = tl.arange(0, 16)
     at = row[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
     first, last = tl.load(begin + row), tl.load(end + row)
-    live, anchor, step = last >= 0, ENTRIES * SLOTS, ENTRIES + 1
+    live, anchor, stride = last >= 0, ENTRIES * SLOTS, ENTRIES + 1
     if SHARED:
-        share_lists(distinct, lists, step, first, live, anchor, ENTRIES, SLOTS, 16, 2, SPLIT * KEYS, TAIL)
+        share_lists(steps, lists, stride, first, live, anchor, ENTRIES, SLOTS, 16, 2, SPLIT * KEYS, TAIL)
     found = attend(
-        (tl.load(query + at) * LOG2_E)[None], keys, values, SLOTS * HEAD, lists, step, distinct, first, last, live,
-        anchor, 0, ENTRIES, out, SLOTS, 16, 2, SPLIT, KEYS, 0, TAIL, SHARED,
+        (tl.load(query + at) * LOG2_E)[None], keys, values, SLOTS * HEAD, lists, stride, steps, first, last, live,
+        anchor, 0, ENTRIES, out, SLOTS, 16, 2, SPLIT, KEYS, 0, TAIL, SHARED, 1,
     )  # fmt: skip
     tl.store(out + at, tl.reshape(found, (16, HEAD)))
 
@@ -119,16 +121,17 @@ def relatives() -> tuple[torch.Tensor, ...]:
 
 
 def attended(*arguments: torch.Tensor, split: int = 1, shared: bool = True) -> tuple[torch.Tensor, list[int]]:
-    """[16, HEAD], and how many distinct lists each block had."""
+    """[16, HEAD], and how many lists were read of each block."""
     query, keys, values, table, begin, end = (each.to(DEVICE).contiguous() for each in arguments)
-    distinct = torch.full((4, 2 * 16 + 1), NOWHERE, dtype=torch.int32, device=DEVICE)
+    steps = torch.full((1 + 4 * 8 * 19,), NOWHERE, dtype=torch.int32, device=DEVICE)
     out = torch.full_like(query, float("nan"))
     _attend[(1,)](
-        query, keys, values, table, distinct, begin, end, out, SLOTS, ENTRIES, HEAD, split, KEYS, TAIL,
+        query, keys, values, table, steps, begin, end, out, SLOTS, ENTRIES, HEAD, split, KEYS, TAIL,
         shared,
         enable_fp_fusion=True,
     )  # fmt: skip
-    return out.cpu(), [count for count in distinct[:, -1].tolist() if count != NOWHERE]
+    starts = steps[1:].view(-1, 19)[: int(steps[0]) if shared else 0, 0].tolist()
+    return out.cpu(), [len(list(same)) for _, same in itertools.groupby(starts)]
 
 
 SPLITS = [(1, [1, 8, 2, 1]), (2, [1, 8, 1])]

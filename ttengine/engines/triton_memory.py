@@ -173,9 +173,8 @@ class Memory:
         asked = pages * shape.page_size * dtype.itemsize
         try:
             self.pages = _new((pages, shape.page_size), dtype, device)
-            self.beams = _rows(B, W, H, K, search, shape.padded, 1, device)
-            tiles = -(-B * C // (2 * shape.group))  # of more than `group` rows: smaller ones share nothing
-            self.candidates = _rows(B, C, H, K, search, shape.padded, tiles, device)
+            self.beams = _rows(B, W, H, K, search, shape.padded, device)
+            self.candidates = _rows(B, C, H, K, search, shape.padded, device)
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"{pages:,} pages of keys and values take {asked / 2**30:.1f} GiB, more than {device} has left; "
@@ -265,7 +264,7 @@ class Memory:
         self.episodes = [Episode([], []) for _ in self.episodes]
 
 
-def _rows(B: int, R: int, H: int, K: int, search: Search, padded: int, tiles: int, device: torch.device) -> Rows:
+def _rows(B: int, R: int, H: int, K: int, search: Search, padded: int, device: torch.device) -> Rows:
     return Rows(
         tokens=_new((B, R, H * K), torch.int64, device),
         rewards=_new((B, R, H), torch.float32, device),
@@ -274,7 +273,7 @@ def _rows(B: int, R: int, H: int, K: int, search: Search, padded: int, tiles: in
         logits=_new((B, R, padded), torch.float32, device),
         value=_new((B, R), torch.float32, device),
         score=_new((B, R), torch.float32, device),
-        distinct=_new((tiles, search.blocks, 2 * Shape.rows + 1), torch.int32, device),
+        steps=_new((-(-B * R // Shape.rows) * Shape.rows, search.steps), torch.int32, device),  # whole tiles
     )
 
 
