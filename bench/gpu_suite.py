@@ -39,6 +39,7 @@ from gpu_times import (
     launches,
     limits,
     pytorch,
+    tiles,
 )
 from harness import gpu_machine, write_json
 from plan_inputs import moments_of
@@ -179,6 +180,8 @@ def run(suite: Suite, presets: Sequence[str], plans: int, checks: int, quick: bo
         suite.stage("batches hopper", 60, lambda: batches(suite.case("hopper"), 8))
     for preset in presets:
         suite.stage(f"first actions {preset}", 12, lambda p=preset: first_actions(suite.case(p), plans, 4.0))
+    for preset in presets[:2]:
+        suite.stage(f"tiles {preset}", 45, lambda p=preset: tiles(suite.case(p), plans, 8.0))
     suite.stage("limits", 5, lambda: limits(suite.report))
     suite.stage("memcheck", 60, lambda: memcheck(suite.left_s()))
 

@@ -42,6 +42,7 @@ VARIANTS = tuple(
 THROUGHPUT = {"precision": "bf16", "context_kind": "rolling"}
 """What is planned for many environments at once, and what launches are counted of."""
 BATCHES = (1, 4, 16, 64, 256, 1024)
+TILES = (1, 2, 4, 8, 16)
 WARM_UP, WARM_UP_S = 3, 0.5
 """Untimed plans before, at least: the first compiles kernels and captures the graph; and seconds, after it: an idle
 GPU's clock is low."""
@@ -173,6 +174,19 @@ def one_batch(case: Case, moments: Sequence[Moment], size: int, repeats: int) ->
     """Latency of one size; the largest may be more than the GPU's memory holds."""
     median = percentile(timed_batches(case.planner(**THROUGHPUT), moments, size, repeats), 0.5)
     return {"p50_ms": round(1e3 * median, 3), "plans_per_s": round(size / median, 1), "plans": repeats}
+
+
+def tiles(case: Case, plans: int, limit_s: float) -> dict[str, Any]:
+    """Latency with tiles of `expand` of each size, bfloat16, rolling; and the size that the engine takes by itself."""
+    moments = moments_of(case.checkpoint, plans + 500)
+    result: dict[str, Any] = {"weights": case.weights}
+    for rows in TILES:
+        planner = case.planner(**THROUGHPUT)
+        memory = planner.engine._remember(1)  # type: ignore[attr-defined]
+        result.setdefault("taken", memory.rows_of_a_tile)
+        memory.rows_of_a_tile = rows
+        result[str(rows)] = attempt(lambda p=planner: timed(p, moments, plans, limit_s / len(TILES)))
+    return result
 
 
 def first_actions(case: Case, plans: int, limit_s: float) -> dict[str, Any]:

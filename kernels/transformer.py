@@ -86,7 +86,7 @@ class Shape:
     def read(self) -> int:
         """Numbers of a matrix read at a time."""
         most = 32 * 1024 if self.room >= 144 * 1024 else 16 * 1024
-        return most * 8 // self.dtype.primitive_bitwidth
+        return most * 8 // int(self.dtype.primitive_bitwidth)
 
     @property
     def heads_beside(self) -> int:
@@ -405,17 +405,17 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
         normed = layer_norm(x, vectors, SHAPE).to(SHAPE.dtype)
         added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
         for head in tl.range(0, SHAPE.heads, HEADS, disable_licm=True, num_stages=1):
-            of_query, bias = matrices + head * (D * HEAD), vectors + 2 * D + head * HEAD
-            of_key, of_value, other = of_query + D * D, of_query + 2 * D * D, D * HALF
+            at_query, bias = matrices + head * (D * HEAD), vectors + 2 * D + head * HEAD
+            at_key, at_value, second = at_query + D * D, at_query + 2 * D * D, D * HALF
             if SHAPE.ahead:  # all on their way before the first is needed
-                query_1, query_2 = read(of_query, D, HALF), read(of_query + other, D, HALF)
-                key_1, key_2 = read(of_key, D, HALF), read(of_key + other, D, HALF)
-                values_1 = read(of_value, D, COLUMNS)
-            query_a = linear(normed, query_1 if SHAPE.ahead else read(of_query, D, HALF), bias)
-            query_b = linear(normed, query_2 if SHAPE.ahead else read(of_query + other, D, HALF), bias + HALF)
-            key_a = linear(normed, key_1 if SHAPE.ahead else read(of_key, D, HALF), bias + D)
-            key_b = linear(normed, key_2 if SHAPE.ahead else read(of_key + other, D, HALF), bias + D + HALF)
-            value = linear(normed, values_1 if SHAPE.ahead else read(of_value, D, COLUMNS), bias + 2 * D)
+                of_query_a, of_query_b = read(at_query, D, HALF), read(at_query + second, D, HALF)
+                of_key_a, of_key_b = read(at_key, D, HALF), read(at_key + second, D, HALF)
+                of_value = read(at_value, D, COLUMNS)
+            query_a = linear(normed, of_query_a if SHAPE.ahead else read(at_query, D, HALF), bias)
+            query_b = linear(normed, of_query_b if SHAPE.ahead else read(at_query + second, D, HALF), bias + HALF)
+            key_a = linear(normed, of_key_a if SHAPE.ahead else read(at_key, D, HALF), bias + D)
+            key_b = linear(normed, of_key_b if SHAPE.ahead else read(at_key + second, D, HALF), bias + D + HALF)
+            value = linear(normed, of_value if SHAPE.ahead else read(at_value, D, COLUMNS), bias + 2 * D)
             if SHAPE.rotary:
                 if IS_GOAL:  # a goal has no position: what turns is zeroed
                     stays = (pair >= HEAD // 4)[None, :]

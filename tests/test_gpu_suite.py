@@ -197,7 +197,7 @@ def test_memcheck_without_its_tool_is_skipped_and_looks_behind_pytorchs_pool(
 def stages_of(monkeypatch: pytest.MonkeyPatch, **records: dict[str, Any]) -> Suite:
     """A suite after all of its stages, which say that all is well but for what is given."""
     names = ("check_kernels", "check_plans", "check_paths", "memcheck", "compile_ahead")
-    for name in (*names, "latency", "batches", "first_actions", "limits", "launches"):
+    for name in (*names, "latency", "batches", "first_actions", "tiles", "limits", "launches"):
         record = records.get(name, {"ok": True})
         monkeypatch.setattr(gpu_suite, name, lambda *_, record=record: record)
     suite = Suite(1e6, None)
@@ -263,6 +263,16 @@ def test_a_batch_that_does_not_fit_takes_no_other_with_it(case: Case, monkeypatc
     found = gpu_suite.batches(case, 1)
     assert found["1"]["plans"] == 1
     assert found["2"] == {"error": "EngineError: more than the GPU has left"}
+
+
+def test_tiles_of_every_size_are_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows_of(planner: Planner, *_: Any) -> dict[str, Any]:
+        return {"rows": planner.engine._remember(1).rows_of_a_tile}  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(gpu_times, "timed", rows_of)
+    found = gpu_times.tiles(case, 1, 1.0)
+    assert [found[str(rows)] for rows in (1, 2, 4, 8, 16)] == [{"rows": rows} for rows in (1, 2, 4, 8, 16)]
+    assert found["taken"] in (1, 2, 4, 8, 16)
 
 
 def test_first_actions_are_compared_between_precisions(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
