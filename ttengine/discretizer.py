@@ -84,11 +84,10 @@ class Discretizer:
             raise NonFiniteError("cannot encode NaN: a bin needs a number")
         # NumPy's search: torch's wakes a thread pool for a few hundred numbers, and a plan has better use for the cores
         columns = list(zip(edges, flat, strict=True))
-        right = np.stack([np.searchsorted(edge, column, side="right") for edge, column in columns]) - 1
-        if not self.last_duplicate:
-            left = np.stack([np.searchsorted(edge, column) for edge, column in columns])  # the first edge >= number
-            right = np.where(right > left, left, right)  # equals several edges: the zero-width bin
-        tokens = torch.from_numpy(right.clip(0, self.n_bins - 1)).T.reshape(numbers.shape)
+        bins = np.array([edge.searchsorted(column, "right") for edge, column in columns]) - 1
+        if not self.last_duplicate:  # of a number that equals several edges the first one, left of the zero-width bin
+            bins = np.minimum(bins, np.array([edge.searchsorted(column) for edge, column in columns]))
+        tokens = torch.from_numpy(bins.clip(0, self.n_bins - 1)).T.reshape(numbers.shape)
         return tokens.to(numbers.device)
 
     def decode(self, tokens: Tensor, first_column: int = 0) -> Tensor:

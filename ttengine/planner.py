@@ -261,11 +261,12 @@ class Planner:
 
     def _prefixes(self, observations: FloatArray, contexts: Sequence[Context | None]) -> list[Tensor]:
         """Tokens of each problem's executed transitions, then of its observation. B of [T_b] int64."""
-        now = self.discretizer.encode(_tensor(observations))
-        pasts = [self._past(context) for context in contexts]
-        past = self.discretizer.encode(_tensor(np.concatenate(pasts)))  # all at once: one call costs as much as a row
-        lengths = [len(rows) for rows in pasts]
-        return [torch.cat([rows.flatten(), last]) for rows, last in zip(past.split(lengths), now, strict=True)]
+        N, K = self.model.config.observation_dim, self.model.config.transition_dim
+        now = np.zeros((len(observations), 1, K), np.float32)  # what follows an observation is cut off again
+        now[:, 0, :N] = observations
+        rows = [np.concatenate([self._past(context), last]) for context, last in zip(contexts, now, strict=True)]
+        tokens = self.discretizer.encode(_tensor(np.concatenate(rows)))  # all at once: a call costs as much as a row
+        return [each.flatten()[: N - K] for each in tokens.split([len(each) for each in rows])]
 
     def _past(self, context: Context | None) -> FloatArray:
         """Executed transitions that can influence the plan. [T, K] float32."""
