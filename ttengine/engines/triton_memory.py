@@ -25,6 +25,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -
     import triton.language as tl
 
     rotary = model.positions == "rotary"
+    gpu = device.type == "cuda"
     window = config.context_kind == "window"
     shape = Shape(
         observation_dim=model.observation_dim,
@@ -38,7 +39,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -
         places=model.transition_dim if rotary else model.max_tokens,
         dtype=tl.bfloat16 if config.precision == "bf16" else tl.float32,
         **({"sight": model.context} if rotary else {}),
-        **({"room": room_on(device)} if device.type == "cuda" else {}),
+        **({"room": torch.cuda.get_device_properties(device).shared_memory_per_block_optin} if gpu else {}),
     )
     # a window holds so many transitions, its last still growing; each has a page, and so has the first observation
     transitions = (window_tokens(model, config) + 1) // model.transition_dim if window else model.context + 1
@@ -70,14 +71,6 @@ def rows_of_a_tile(candidates: int, multiprocessors: int, least: int = 1) -> int
     about half of the multiprocessors as much as they can take; more of them would only wait for each other.
     """
     return next((rows for rows in (1, 2, 4, 8) if rows >= least and 2 * candidates <= rows * multiprocessors), 16)
-
-
-def room_on(gpu: torch.device) -> int:
-    """Bytes of shared memory that a program may take."""
-    from triton.runtime import driver
-
-    index = torch.cuda.current_device() if gpu.index is None else gpu.index
-    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def _rule(sampling: Sampling) -> Rule:
