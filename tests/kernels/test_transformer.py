@@ -71,3 +71,13 @@ def test_any_token_can_be_read(goal: bool) -> None:
         assert torch.equal(logits(-7, -(10**6)), logits(0, 0))
         assert torch.equal(logits(2**31 - 1, 10**6), logits(V, V - 1))
         assert not torch.equal(logits(0, 0), logits(V, V - 1))
+
+
+def test_triton_tells_kernels_apart_by_all_that_follows_from_their_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a newer release would be given what an older one compiled, for weights that it lays out in another way."""
+    planner = Planner(make_checkpoint(layers=1, heads=1, width=16, context=1), PlanConfig(engine="triton"))
+    shape = planner.engine.shape  # type: ignore[attr-defined]
+    fields, text = repr(shape), str(shape)
+    monkeypatch.setattr(type(shape), "hidden_chunk", property(lambda _: 16))
+    assert repr(shape) == fields
+    assert str(shape) != text
