@@ -25,7 +25,6 @@ def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -
     import triton.language as tl
 
     rotary = model.positions == "rotary"
-    gpu = device.type == "cuda"
     window = config.context_kind == "window"
     shape = Shape(
         observation_dim=model.observation_dim,
@@ -39,7 +38,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -
         places=model.transition_dim if rotary else model.max_tokens,
         dtype=tl.bfloat16 if config.precision == "bf16" else tl.float32,
         **({"sight": model.context} if rotary else {}),
-        **({"room": torch.cuda.get_device_properties(device).shared_memory_per_block_optin} if gpu else {}),
+        **({"room": room_on(device)} if device.type == "cuda" else {}),
     )
     # a window holds so many transitions, its last still growing; each has a page, and so has the first observation
     transitions = (window_tokens(model, config) + 1) // model.transition_dim if window else model.context + 1
@@ -71,6 +70,12 @@ def rows_of_a_tile(candidates: int, multiprocessors: int, least: int = 1) -> int
     about half of the multiprocessors as much as they can take; more of them would only wait for each other.
     """
     return next((rows for rows in (1, 2, 4, 8) if rows >= least and 2 * candidates <= rows * multiprocessors), 16)
+
+
+def room_on(gpu: torch.device) -> int:
+    """Bytes of shared memory that a program may take."""
+    properties = torch.cuda.get_device_properties(gpu)
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined] - unknown to torch's stubs alone
 
 
 def _rule(sampling: Sampling) -> Rule:
