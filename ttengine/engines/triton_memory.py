@@ -75,7 +75,7 @@ def rows_of_a_tile(candidates: int, multiprocessors: int, least: int = 1) -> int
 def room_on(gpu: torch.device) -> int:
     """Bytes of shared memory that a program may take."""
     properties = torch.cuda.get_device_properties(gpu)
-    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined] - unknown to torch's stubs alone
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]  # by the stubs alone
 
 
 def _rule(sampling: Sampling) -> Rule:
