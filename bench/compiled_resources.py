@@ -73,8 +73,8 @@ def segment(words: list[str], small: bool) -> tuple[Any, dict[str, Any], dict[st
     """A segment's kernel, the types of its arguments and its constants."""
     name, dtype, window = words[0], words[-1], "window" in words
     shape = shape_of(dtype, window, **({"room": SMALL} if small else {}))
-    number = {"bf16": "*bf16", "fp32": "*fp32"}[dtype]
-    types: dict[str, Any] = {"model": Model(number, "*fp32", number, "*fp32"), "pages": number, "beams": ROWS}
+    number, matrix = {"bf16": ("*bf16", "*bf16"), "fp32": ("*fp32", "*fp16")}[dtype]
+    types: dict[str, Any] = {"model": Model(matrix, "*fp32", number, "*fp32"), "pages": number, "beams": ROWS}
     types |= {"candidates": ROWS, "problems": PROBLEMS, "kept": "*i64", "score": "*fp32", "out": "*i32"}
     types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "columns"), "i32")
     constants = {"SHAPE": shape, "SEARCH": search_of(window), "TILE": 1 if "alone" in words else 16}

@@ -15,7 +15,7 @@ def round_alike() -> None:
     as_it_was = InterpreterBuilder.create_dot
 
     def create_dot(self: object, a: TensorHandle, b: TensorHandle, d: TensorHandle, *options: object) -> TensorHandle:
-        if a.data.dtype != np.float32 or d.data.dtype != np.float32:
+        if a.data.dtype not in (np.float32, np.float16) or d.data.dtype != np.float32:
             return as_it_was(self, a, b, d, *options)
         product = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64))
         return TensorHandle(product.astype(np.float32) + d.data, d.dtype.scalar)

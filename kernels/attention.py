@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .products import factor, product
+
 ROWS = 16
 """Rows that one program of `paged_attention` attends for."""
 
@@ -143,8 +145,8 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     part = strand // SPLIT % GROUP
     row = tl.arange(0, ROWS)
     d = tl.arange(0, HEAD)[None, None, :]
-    query = tl.broadcast_to(query.to(kind)[:, None], (HEADS, BESIDE, ROWS, HEAD))
-    query = tl.reshape(query, (STRANDS, ROWS, HEAD))
+    query = tl.broadcast_to(query[:, None], (HEADS, BESIDE, ROWS, HEAD))
+    query = factor(tl.reshape(query, (STRANDS, ROWS, HEAD)), kind)
     peak = tl.full((STRANDS, ROWS), LEAST, tl.float32)
     total = tl.full((STRANDS, ROWS), 0.0, tl.float32)
     mixed = tl.full((STRANDS, ROWS, HEAD), 0.0, tl.float32)
@@ -189,14 +191,14 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
         value = tl.load(values + place, mask=needed[:, :, None], other=0.0)
         if TURN > 0:
             back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)
-            key = turn(key.to(tl.float32), turns, back, HEAD, True).to(kind)
-        score = tl.dot(query, tl.permute(key, (0, 2, 1)), input_precision="ieee", out_dtype=tl.float32)
+            key = turn(key.to(tl.float32), turns, back, HEAD, True)
+        score = product(query, factor(tl.permute(key, (0, 2, 1)), kind))
         score = tl.where(seen, score, NEVER)
         higher = tl.maximum(peak, tl.max(score, 2))
         fade = tl.math.exp2(peak - higher)
         weight = tl.math.exp2(score - higher[:, :, None])
         mixed = mixed * fade[:, :, None]
-        mixed += tl.dot(weight.to(kind), value, input_precision="ieee", out_dtype=tl.float32)
+        mixed += product(factor(weight, kind), factor(value, kind))
         total = total * fade + tl.sum(weight, 2)
         peak = higher
     if BESIDE > 1:

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import LOG2_E, attend, share_lists, turn
+from .products import factor, product, take_apart
 
 NORM_EPS = tl.constexpr(1e-5)
 ROTARY_BASE = 10_000.0
@@ -86,6 +87,8 @@ class Shape:
     def read(self) -> int:
         """Numbers of a matrix read at a time."""
         most = 32 * 1024 if self.room >= 144 * 1024 else 16 * 1024
+        if self.dtype == tl.float32 and self.room >= 216 * 1024:
+            most = 64 * 1024
         return most * 8 // int(self.dtype.primitive_bitwidth)
 
     @property
@@ -111,7 +114,7 @@ class Shape:
     @property
     def keys(self) -> int:
         """Keys of one list that a strand of `attend` reads at a time."""
-        return 32 if self.stages == 3 and self.head_width <= 32 else 16
+        return 32 if self.stages > 1 and self.room >= 96 * 1024 and self.head_width <= 32 else 16
 
     @property
     def split(self) -> int:
@@ -128,8 +131,9 @@ class Shape:
     @property
     def stages(self) -> int:
         """Blocks of weights or keys in flight at a time: as many as fit beside each other in shared memory."""
-        most = 3 if self.room >= 96 * 1024 else 2
-        return most if self.dtype == tl.bfloat16 and self.width <= 128 else 1
+        if self.width > 128:
+            return 1
+        return (2 if self.room >= 96 * 1024 else 1) + (self.dtype == tl.bfloat16)
 
     @property
     def page_size(self) -> int:
@@ -142,6 +146,11 @@ class Shape:
         return 12 * self.width**2
 
     @property
+    def matrices(self) -> int:
+        """Numbers in all matrices."""
+        return self.layers * self.layer_matrices + self.transition_dim * self.width * self.padded
+
+    @property
     def layer_vectors(self) -> int:
         """Numbers in the norms and biases of one layer."""
         return 13 * self.width
@@ -151,7 +160,8 @@ class Model(NamedTuple):
     """A packed model: four tensors on the device, or pointers to them in a kernel."""
 
     matrices: Any
-    """[layers * 12*D*D + K*D*padded] of the kernel's dtype: a layer's, one after the other, then the heads"""
+    """[Shape.matrices] bfloat16: a layer's, one after the other, then the heads; for float32 [2, Shape.matrices]
+    float16, taken apart (`products`)"""
     vectors: Any
     """[layers * 13*D + 2*D] float32: norms and biases, in the order in which they are used"""
     embeddings: Any
@@ -186,11 +196,12 @@ def pack(weights: Mapping[str, Tensor], shape: Shape, distances: int) -> Model:
     embeddings = [weights["token_embedding.weight"], place]
     if shape.goal:
         embeddings.append(weights["goal_embedding.weight"])
-    dtype = torch.bfloat16 if shape.dtype == tl.bfloat16 else torch.float32
+    numbers = torch.cat([each.flatten() for each in matrices])
+    bf16 = shape.dtype == tl.bfloat16
     return Model(
-        torch.cat([each.flatten() for each in matrices]).to(dtype),
+        numbers.bfloat16() if bf16 else take_apart(numbers),
         torch.cat([each.flatten() for each in vectors]).float(),
-        torch.cat(embeddings).to(dtype).contiguous(),
+        torch.cat(embeddings).to(torch.bfloat16 if bf16 else torch.float32).contiguous(),
         turns(shape, distances).to(place.device),
     )
 
@@ -305,21 +316,19 @@ def gelu(x, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def read(matrix, rows: tl.constexpr, columns: tl.constexpr):
-    """The [rows, columns] matrix at a pointer."""
-    return tl.load(matrix + tl.arange(0, rows)[:, None] * columns + tl.arange(0, columns)[None, :])
-
-
-@triton.jit
-def product(x, matrix):
-    """[R, rows] times [rows, columns] -> [R, columns] float32."""
-    return tl.dot(x, matrix, input_precision="ieee", out_dtype=tl.float32)
+def read(matrix, rows: tl.constexpr, columns: tl.constexpr, SHAPE: tl.constexpr):
+    """The [rows, columns] matrix at a pointer, as a factor."""
+    at = matrix + tl.arange(0, rows)[:, None] * columns + tl.arange(0, columns)[None, :]
+    parts = (tl.load(at),)
+    if SHAPE.dtype == tl.float32:
+        parts = (parts[0], tl.load(at + SHAPE.matrices))
+    return parts
 
 
 @triton.jit
 def linear(x, matrix, bias):
-    """`product`, and a bias at a pointer added."""
-    return product(x, matrix) + tl.load(bias + tl.arange(0, matrix.shape[1]))[None, :]
+    """The product of two factors, and a bias at a pointer added. -> [R, columns] float32."""
+    return product(x, matrix) + tl.load(bias + tl.arange(0, matrix[0].shape[1]))[None, :]
 
 
 @triton.jit
@@ -402,20 +411,21 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
     for layer in tl.range(0, SHAPE.layers, disable_licm=True):
         matrices = model.matrices + layer * SHAPE.layer_matrices
         vectors = model.vectors + layer * SHAPE.layer_vectors
-        normed = layer_norm(x, vectors, SHAPE).to(SHAPE.dtype)
+        normed = factor(layer_norm(x, vectors, SHAPE), SHAPE.dtype)
         added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
         for head in tl.range(0, SHAPE.heads, HEADS, disable_licm=True, num_stages=1):
             at_query, bias = matrices + head * (D * HEAD), vectors + 2 * D + head * HEAD
-            at_key, at_value, second = at_query + D * D, at_query + 2 * D * D, D * HALF
+            at_key, at_value = at_query + D * D, at_query + 2 * D * D
+            second_query, second_key = at_query + D * HALF, at_key + D * HALF
             if SHAPE.ahead:  # all on their way before the first is needed
-                of_query_a, of_query_b = read(at_query, D, HALF), read(at_query + second, D, HALF)
-                of_key_a, of_key_b = read(at_key, D, HALF), read(at_key + second, D, HALF)
-                of_value = read(at_value, D, COLUMNS)
-            query_a = linear(normed, of_query_a if SHAPE.ahead else read(at_query, D, HALF), bias)
-            query_b = linear(normed, of_query_b if SHAPE.ahead else read(at_query + second, D, HALF), bias + HALF)
-            key_a = linear(normed, of_key_a if SHAPE.ahead else read(at_key, D, HALF), bias + D)
-            key_b = linear(normed, of_key_b if SHAPE.ahead else read(at_key + second, D, HALF), bias + D + HALF)
-            value = linear(normed, of_value if SHAPE.ahead else read(at_value, D, COLUMNS), bias + 2 * D)
+                of_query_a, of_query_b = read(at_query, D, HALF, SHAPE), read(second_query, D, HALF, SHAPE)
+                of_key_a, of_key_b = read(at_key, D, HALF, SHAPE), read(second_key, D, HALF, SHAPE)
+                of_value = read(at_value, D, COLUMNS, SHAPE)
+            query_a = linear(normed, of_query_a if SHAPE.ahead else read(at_query, D, HALF, SHAPE), bias)
+            query_b = linear(normed, of_query_b if SHAPE.ahead else read(second_query, D, HALF, SHAPE), bias + HALF)
+            key_a = linear(normed, of_key_a if SHAPE.ahead else read(at_key, D, HALF, SHAPE), bias + D)
+            key_b = linear(normed, of_key_b if SHAPE.ahead else read(second_key, D, HALF, SHAPE), bias + D + HALF)
+            value = linear(normed, of_value if SHAPE.ahead else read(at_value, D, COLUMNS, SHAPE), bias + 2 * D)
             if SHAPE.rotary:
                 if IS_GOAL:  # a goal has no position: what turns is zeroed
                     stays = (pair >= HEAD // 4)[None, :]
@@ -435,16 +445,16 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
                 anchor, entry, count, model.turns, SLOTS, LISTS, GROUP, SHAPE.split, SHAPE.keys, TURN, TAIL,
                 GROUP < LISTS, SHAPE.stages,
             )  # fmt: skip
-            mixed = tl.reshape(tl.permute(mixed, (1, 0, 2)), (SHAPE.rows, COLUMNS)).to(SHAPE.dtype)
-            added += product(mixed, read(matrices + 3 * D * D + head * (HEAD * D), COLUMNS, D))
+            mixed = factor(tl.reshape(tl.permute(mixed, (1, 0, 2)), (SHAPE.rows, COLUMNS)), SHAPE.dtype)
+            added += product(mixed, read(matrices + 3 * D * D + head * (HEAD * D), COLUMNS, D, SHAPE))
         x += added + tl.load(vectors + 5 * D + tl.arange(0, D))[None, :]
-        normed = layer_norm(x, vectors + 6 * D, SHAPE).to(SHAPE.dtype)
+        normed = factor(layer_norm(x, vectors + 6 * D, SHAPE), SHAPE.dtype)
         added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
         for chunk in tl.range(0, 4 * D // CHUNK, disable_licm=True):
-            hidden = product(normed, read(matrices + 4 * D * D + chunk * CHUNK * D, D, CHUNK))
-            bias = tl.load(vectors + 8 * D + chunk * CHUNK + tl.arange(0, CHUNK))
-            hidden = gelu(hidden + bias[None, :], SHAPE).to(SHAPE.dtype)
-            added += product(hidden, read(matrices + 8 * D * D + chunk * CHUNK * D, CHUNK, D))
+            into, out_of = matrices + 4 * D * D + chunk * CHUNK * D, matrices + 8 * D * D + chunk * CHUNK * D
+            hidden = linear(normed, read(into, D, CHUNK, SHAPE), vectors + 8 * D + chunk * CHUNK)
+            hidden = factor(gelu(hidden, SHAPE), SHAPE.dtype)
+            added += product(hidden, read(out_of, CHUNK, D, SHAPE))
         x += added + tl.load(vectors + 12 * D + tl.arange(0, D))[None, :]
     return layer_norm(x, model.vectors + SHAPE.layers * SHAPE.layer_vectors, SHAPE).to(SHAPE.dtype)
 
@@ -472,4 +482,5 @@ def turn_page(source, target, ordinal, model, pages, SHAPE: tl.constexpr):
 def logits_after(hidden, column, model, SHAPE: tl.constexpr):
     """Logits of the tokens that follow those in one column of the transition. [R, D], scalar -> [R, padded] float32."""
     heads = model.matrices + SHAPE.layers * SHAPE.layer_matrices
-    return product(hidden, read(heads + column * SHAPE.width * SHAPE.padded, SHAPE.width, SHAPE.padded))
+    head = read(heads + column * SHAPE.width * SHAPE.padded, SHAPE.width, SHAPE.padded, SHAPE)
+    return product(factor(hidden, SHAPE.dtype), head)

@@ -143,14 +143,14 @@ def test_batch_elements_do_not_influence_each_other() -> None:
 
 @pytest.mark.parametrize(
     ("model", "lists"),
-    [({}, 8), ({"observation_dim": 40, "layers": 1, "goal": True}, 2 + 2 * 8 + 6)],
+    [({}, 8), ({"observation_dim": 40, "layers": 1, "goal": True}, 1 + 8 + 3 + 1)],
     ids=["one-block", "goal-and-blocks"],
 )
 def test_the_rows_of_a_tile_change_no_byte(model: dict[str, Any], lists: int) -> None:
     """One a program where there are multiprocessors to spare, 16 in large batches; more than two share lists.
 
     Of the lists of nine candidates, eight of them in one part of a tile of 16, a block without their own pages is the
-    same: the goal's, and the oldest.
+    same: the goal's, and the oldest; one that ends in their beams' is as many.
     """
     few, many = [1, 66, 67, 132, 256], [265, 529, 10**6]
     assert [rows_of_a_tile(candidates, 132) for candidates in few + many] == [1, 1, 2, 2, 4, 8, 16, 16]
@@ -299,7 +299,7 @@ def test_broken_logits_and_scores_are_errors_that_name_the_round() -> None:
     engine = planner.engine
     assert isinstance(engine, TritonEngine)
     clean = planner.plan(np.zeros(3))
-    head = engine._packed.matrices[-7 * 32 * 16 :].view(7, 32, 16)
+    head = engine._packed.matrices[0, -7 * 32 * 16 :].view(7, 32, 16)
     saved = head.clone()
     for column, name in ((2, "round 0, at token 0"), (3, "round 0, at token 1"), (6, "round 0, at token 4")):
         head[column, 0, 0] = float("nan")
@@ -314,6 +314,18 @@ def test_broken_logits_and_scores_are_errors_that_name_the_round() -> None:
     bad = Planner(make_checkpoint(**SHAPE), dataclasses.replace(FAST, engine="triton"), objective=broken, device=DEVICE)
     with pytest.raises(NonFiniteError, match="objective returned NaN or infinity in round 1"):
         bad.plan(np.zeros(3))
+
+
+def test_weights_beyond_float16_are_refused() -> None:
+    """The kernels take float32 apart into numbers of float16, which end at 65,504."""
+    checkpoint = make_checkpoint(**SHAPE)
+    weight = checkpoint.model.blocks[0].mlp_in.weight
+    with torch.no_grad():
+        weight[0, 0] = 65_504.0
+        Planner(checkpoint, dataclasses.replace(FAST, engine="triton"), device=DEVICE)
+        weight[0, 0] = -66_000.0
+    with pytest.raises(ConfigError, match=r"65,504.*reference"):
+        Planner(checkpoint, dataclasses.replace(FAST, engine="triton"), device=DEVICE)
 
 
 def test_what_the_kernels_do_not_take_is_refused_at_construction() -> None:

@@ -31,7 +31,7 @@ from harness import commit
 from plan_inputs import moments_of as gpu_moments
 
 FOLDER = Path(timing.__file__).parent
-NAMES = ("attention", "sampling", "select", "segments", "branch", "sharing", "transformer")
+NAMES = ("attention", "sampling", "select", "segments", "branch", "sharing", "transformer", "products")
 LIMITS = timing.Limits(bytes_per_s=4e12, flops_per_s=8e14)
 
 

@@ -327,17 +327,46 @@ inline uint16_t round_bf16(float value) {
   if (value != value) return 0x7FFF;
   return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
-inline float widen(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
+inline float widen_bf16(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
 
+inline float power_of_two(int exponent) { return std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23); }
+inline uint16_t round_f16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const float size = std::bit_cast<float>(bits & 0x7FFFFFFF);
+  uint32_t code = 0x7FFF;
+  if (size >= 65520.0f) {
+    code = 0x7C00;
+  } else if (value == value) {
+    const int exponent = std::max(static_cast<int>(bits >> 23 & 0xFF) - 127, -14);
+    const auto steps = static_cast<int>(std::nearbyint(size * power_of_two(10 - exponent)));
+    code = static_cast<uint32_t>((exponent + 14) * 1024 + steps);
+  }
+  return static_cast<uint16_t>(bits >> 16 & 0x8000 | code);
+}
+inline float widen_f16(uint16_t value) {
+  const int exponent = value >> 10 & 31, digits = value & 1023;
+  float size = static_cast<float>(exponent ? 1024 + digits : digits) * power_of_two(std::max(exponent, 1) - 25);
+  if (exponent == 31) size = digits ? NAN : INFINITY;
+  return value & 0x8000 ? -size : size;
+}
+
+template <uint16_t round(float)>
 inline U32 round_pair(F32 high, F32 low) {
   U32 out;
-  for (int i = 0; i < LANES; i++) out[i] = static_cast<uint32_t>(round_bf16(high[i])) << 16 | round_bf16(low[i]);
+  for (int i = 0; i < LANES; i++) out[i] = static_cast<uint32_t>(round(high[i])) << 16 | round(low[i]);
   return out;
 }
+template <uint16_t round(float)>
 inline U16 round_one(F32 x) {
   U16 out;
-  for (int i = 0; i < LANES; i++) out[i] = round_bf16(x[i]);
+  for (int i = 0; i < LANES; i++) out[i] = round(x[i]);
   return out;
+}
+template <float widen(uint16_t)>
+inline U32 widen_one(U16 x) {
+  F32 out;
+  for (int i = 0; i < LANES; i++) out[i] = widen(x[i]);
+  return (U32)out;
 }
 
 template <class V>
@@ -461,7 +490,8 @@ void store_matrix(Warp& w, const U32& address, int offset, const U32* const (&in
   }
 }
 
-// [16, 16] times [16, 8] bfloat16, plus [16, 8] float32: products are exact, sums are rounded once.
+// [16, 16] times [16, 8] of 16 bits, plus [16, 8] float32: products are exact, sums are rounded once.
+template <float widen(uint16_t)>
 [[gnu::noinline]] inline void multiply(U32* const (&out)[4], const U32* const (&a)[4], const U32* const (&b)[2],
                                        const U32* const (&c)[4]) {
   float left[16][16], right[16][8];

@@ -377,13 +377,14 @@ def _multiply(each: Instruction) -> str:
 
 def _convert(each: Instruction) -> str:
     target, source = each.words[-2:]
-    if source == "bf16":
-        return f"to<U32>({value(each.operands[1], 'b16')}) << 16"
-    if target == "bf16":
-        return f"round_one({value(each.operands[1], 'f32')})"
-    if target == "bf16x2":
-        return f"round_pair({value(each.operands[1], 'f32')}, {value(each.operands[2], 'f32')})"
-    if source == "f32":
+    if source in ("bf16", "f16") and target == "f32":
+        return f"widen_one<widen_{source}>({value(each.operands[1], 'b16')})"
+    if target in ("bf16", "f16") and source == "f32":
+        return f"round_one<round_{target}>({value(each.operands[1], 'f32')})"
+    if target in ("bf16x2", "f16x2"):
+        high, low = (value(operand, "f32") for operand in each.operands[1:])
+        return f"round_pair<round_{target[:-2]}>({high}, {low})"
+    if source[0] in "bf":
         raise UnknownPTXError(each.opcode)
     return f"to<{_vector(target)}>({value(each.operands[1], source)})"
 
@@ -469,10 +470,10 @@ def _statement(each: Instruction, mask: str | None) -> str:
     if first in ("ldmatrix", "stmatrix"):
         return _matrix(each)
     if first == "mma":
-        if "bf16" not in words:
+        if words[-3] not in ("bf16", "f16"):
             raise UnknownPTXError("a product of other numbers")
         parts = ("{" + ", ".join(f"&{name[1:]}" for name in _registers(operand)) + "}" for operand in each.operands)
-        return f"multiply({', '.join(parts)});"
+        return f"multiply<widen_{words[-3]}>({', '.join(parts)});"
     if first == "shfl":
         target, *rest = each.operands
         numbers = ", ".join(value(operand, "b32") for operand in rest[:3])

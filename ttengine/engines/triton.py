@@ -72,6 +72,11 @@ class TritonEngine:
         K = model.config.transition_dim
         pages = max(self.search.entries, self.search.context_pages + config.horizon) + 1
         self._packed = transformer.pack(model.state_dict(), self.shape, pages * K)
+        if not bool(torch.isfinite(self._packed.matrices).all()):
+            raise ConfigError(
+                f"a weight is beyond {torch.finfo(self._packed.matrices.dtype).max:,.0f}, the largest number that "
+                f"engine='triton' multiplies in {config.precision}; use engine='reference'"
+            )
         self._segments, self._branch, self._select = segments, branch, select
         self._records = records
         self._make_memory = Memory
