@@ -22,12 +22,12 @@ import find_ttengine  # noqa: F401 - finds it
 from plan_inputs import moments_of
 from rich.console import Console
 from rich.table import Table
-from virtual_gpu.driver import MULTIPROCESSORS, Kernel, VirtualGPU, install
+from virtual_gpu.driver import MULTIPROCESSORS, Kernel, VirtualGPU, plan_on
 
 from ttengine.checkpoint import load
 from ttengine.config import plan_preset
-from ttengine.engines import triton as engine_module
 from ttengine.engines import triton_memory
+from ttengine.engines.triton import WARPS
 from ttengine.planner import Planner
 
 
@@ -56,8 +56,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=10, help="of each kernel, the most expensive ones")
     arguments = parser.parse_args()
     gpu = VirtualGPU()
-    install(gpu)
-    engine_module.check_machine = lambda device: None
+    plan_on(gpu)
     checkpoint, preset = load(arguments.model), plan_preset(arguments.preset)
     rows_of_a_tile = triton_memory.rows_of_a_tile
     triton_memory.rows_of_a_tile = lambda _, __, least: (
@@ -74,7 +73,7 @@ def main() -> None:
         steps = {"expand": blocks * tokens, "observe": plan.counters.observe_tiles, "prefill": blocks}.get(name)
         if steps is None:
             continue
-        warps = steps * engine_module.WARPS
+        warps = steps * WARPS
         figures = (kernel.executed().total() / warps, kernel.loaded / steps, kernel.barriers / steps)
         table.add_row(name, *(f"{figure:,.0f}" for figure in figures))
         for line, count in by_line(kernel).most_common(arguments.lines):

@@ -2,6 +2,7 @@
 
     python bench/token_equality.py --preset halfcheetah-medium --model halfcheetah --data mine.hdf5 --plans 1000
     python bench/token_equality.py --engine triton --preset hopper --plans 1000
+    python bench/token_equality.py --engine triton --virtual-gpu --model halfcheetah    compiled kernels, without a GPU
 
 Both engines search in step with the same seeds, contexts sliding through recorded episodes. Where they first part, the
 decision behind it is looked at: a token's probability against its rival's, a draw against the edge that it fell beside,
@@ -16,6 +17,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -134,6 +136,9 @@ def main() -> int:
     """Compare, print, write; exits with 1 after a mismatch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", default="cpp", choices=["cpp", "triton"])
+    parser.add_argument(
+        "--virtual-gpu", action="store_true", help="run what Triton compiles on the CPU: seconds a plan"
+    )
     parser.add_argument("--preset", nargs="+", default=["halfcheetah-medium"])
     parser.add_argument("--context", nargs="+", default=["rolling", "window"], choices=["rolling", "window"])
     parser.add_argument("--plans", type=int, default=1000, help="of each preset and context (default 1000)")
@@ -145,6 +150,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    if arguments.virtual_gpu:
+        os.environ.pop("TRITON_INTERPRET", None)
+        from virtual_gpu.driver import VirtualGPU, plan_on
+
+        plan_on(VirtualGPU())
     records, failed = [], False
     for preset, kind in itertools.product(arguments.preset, arguments.context):
         body = find_body(preset)
@@ -160,7 +170,7 @@ def main() -> int:
             "preset": preset,
             "context": kind,
             "weights": arguments.model or "random",
-            "isa": getattr(pair.fast, "isa", None),
+            "isa": "virtual sm_90" if arguments.virtual_gpu else getattr(pair.fast, "isa", None),
         }
         failed |= bool(record["mismatches"])
         records.append(record)

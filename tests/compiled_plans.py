@@ -17,10 +17,9 @@ os.environ.pop("TRITON_INTERPRET", None)
 import numpy as np
 from plan_inputs import moments_of
 from test_engine_cpp import make_checkpoint
-from virtual_gpu.driver import VirtualGPU, install
+from virtual_gpu.driver import VirtualGPU, plan_on
 
 from ttengine.config import PlanConfig
-from ttengine.engines import triton as engine_module
 from ttengine.engines import triton_memory
 from ttengine.planner import Plan, Planner
 
@@ -39,8 +38,7 @@ def content(plan: Plan) -> bytes:
 def main() -> None:
     """Plan along an episode, as the reference engine does."""
     gpu = VirtualGPU(checks=True, shuffle=random.Random(0))
-    install(gpu)
-    engine_module.check_machine = lambda device: None
+    plan_on(gpu)
     report: dict[str, Any] = {}
     for kind in sys.argv[1:] or KINDS:
         settings, has_goal, tiles = KINDS[kind]

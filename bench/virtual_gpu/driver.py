@@ -206,3 +206,11 @@ def install(gpu: VirtualGPU, capability: int = 90) -> None:
 
     triton.knobs.runtime.kernel_load_start_hook = remember
     driver.set_active(stand_in)
+
+
+def plan_on(gpu: VirtualGPU) -> None:
+    """`install`, and let the triton engine plan on it: with a model on the CPU."""
+    from ttengine.engines import triton as engine
+
+    install(gpu)
+    engine.check_machine = lambda device: None

@@ -20,6 +20,7 @@
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace gpu {
@@ -32,6 +33,7 @@ typedef int16_t S16 __attribute__((vector_size(2 * LANES)));
 typedef uint32_t U32 __attribute__((vector_size(4 * LANES)));
 typedef int32_t S32 __attribute__((vector_size(4 * LANES)));
 typedef float F32 __attribute__((vector_size(4 * LANES)));
+typedef double F64 __attribute__((vector_size(8 * LANES)));
 typedef uint64_t U64 __attribute__((vector_size(8 * LANES)));
 typedef int64_t S64 __attribute__((vector_size(8 * LANES)));
 typedef U32 Mask;  // all bits of a lane, or none
@@ -322,51 +324,24 @@ inline U32 absolute(U32 x) { return x & 0x7FFFFFFFu; }
   return each(x, [](float v) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(v))); });
 }
 
-inline uint16_t round_bf16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  if (value != value) return 0x7FFF;
-  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+// Numbers of 16 bits: each of a vector is the low half of a lane.
+inline U32 round_bf16(F32 x) {
+  const U32 bits = (U32)x;
+  return pick(mask_of(x == x), (bits + 0x7FFF + (bits >> 16 & 1)) >> 16, splat<U32>(0x7FFF));
 }
-inline float widen_bf16(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
-
-inline float power_of_two(int exponent) { return std::bit_cast<float>(static_cast<uint32_t>(exponent + 127) << 23); }
-inline uint16_t round_f16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  const float size = std::bit_cast<float>(bits & 0x7FFFFFFF);
-  uint32_t code = 0x7FFF;
-  if (size >= 65520.0f) {
-    code = 0x7C00;
-  } else if (value == value) {
-    const int exponent = std::max(static_cast<int>(bits >> 23 & 0xFF) - 127, -14);
-    const auto steps = static_cast<int>(std::nearbyint(size * power_of_two(10 - exponent)));
-    code = static_cast<uint32_t>((exponent + 14) * 1024 + steps);
-  }
-  return static_cast<uint16_t>(bits >> 16 & 0x8000 | code);
+inline U32 round_f16(F32 x) {
+  const U32 bits = (U32)x & 0x7FFFFFFF;
+  const U32 normal = (bits - 0x38000000 + 0xFFF + (bits >> 13 & 1)) >> 13;
+  const U32 tiny = (U32)((F32)bits + 0.5f) - 0x3F000000;  // beside a half floats are as far apart as these
+  const U32 code = pick(mask_of((S32)bits < 0x38800000), tiny, normal);
+  const U32 large = pick(mask_of(x == x), splat<U32>(0x7C00), splat<U32>(0x7FFF));
+  return pick(mask_of((S32)bits < 0x47800000), code, large) | ((U32)x >> 16 & 0x8000);
 }
-inline float widen_f16(uint16_t value) {
-  const int exponent = value >> 10 & 31, digits = value & 1023;
-  float size = static_cast<float>(exponent ? 1024 + digits : digits) * power_of_two(std::max(exponent, 1) - 25);
-  if (exponent == 31) size = digits ? NAN : INFINITY;
-  return value & 0x8000 ? -size : size;
-}
-
-template <uint16_t round(float)>
-inline U32 round_pair(F32 high, F32 low) {
-  U32 out;
-  for (int i = 0; i < LANES; i++) out[i] = static_cast<uint32_t>(round(high[i])) << 16 | round(low[i]);
-  return out;
-}
-template <uint16_t round(float)>
-inline U16 round_one(F32 x) {
-  U16 out;
-  for (int i = 0; i < LANES; i++) out[i] = round(x[i]);
-  return out;
-}
-template <float widen(uint16_t)>
-inline U32 widen_one(U16 x) {
-  F32 out;
-  for (int i = 0; i < LANES; i++) out[i] = widen(x[i]);
-  return (U32)out;
+inline F32 widen_bf16(U32 x) { return (F32)(x << 16); }
+inline F32 widen_f16(U32 x) {
+  const U32 size = (x & 0x7FFF) << 13;
+  const U32 finite = (U32)((F32)size * 0x1p112f);
+  return (F32)(pick(mask_of((S32)size < 0xF800000), finite, size | 0x7F800000) | (x & 0x8000) << 16);
 }
 
 template <class V>
@@ -490,37 +465,37 @@ void store_matrix(Warp& w, const U32& address, int offset, const U32* const (&in
   }
 }
 
+// A lane of a product has rows lane / 4 and that + 8, and columns 2 (lane % 4) and that + 1; of the factors it holds the
+// numbers with inner index 2 (lane % 4), that + 1, and 8 more. So number K of its rows is in its group of four lanes.
+template <int K, int... Lane>
+inline F64 of_row(F32 x, std::integer_sequence<int, Lane...>) {
+  return to<F64>(__builtin_shufflevector(x, x, (Lane / 4 * 4 + K % 8 / 2)...));
+}
+template <int K, int HALF, int... Lane>
+inline F64 of_column(F32 x, std::integer_sequence<int, Lane...>) {
+  return to<F64>(__builtin_shufflevector(x, x, ((Lane % 4 * 2 + HALF) * 4 + K % 8 / 2)...));
+}
+template <int K>
+inline void add_product(F64 (&sum)[4], const F32 (&a)[2][4], const F32 (&b)[2][2]) {
+  constexpr std::make_integer_sequence<int, LANES> lanes{};
+  const F64 above = of_row<K>(a[K % 2][K / 8 * 2], lanes), below = of_row<K>(a[K % 2][K / 8 * 2 + 1], lanes);
+  const F64 first = of_column<K, 0>(b[K % 2][K / 8], lanes), second = of_column<K, 1>(b[K % 2][K / 8], lanes);
+  sum[0] += above * first, sum[1] += above * second, sum[2] += below * first, sum[3] += below * second;
+}
+
 // [16, 16] times [16, 8] of 16 bits, plus [16, 8] float32: products are exact, sums are rounded once.
-template <float widen(uint16_t)>
+template <F32 widen(U32)>
 [[gnu::noinline]] inline void multiply(U32* const (&out)[4], const U32* const (&a)[4], const U32* const (&b)[2],
                                        const U32* const (&c)[4]) {
-  float left[16][16], right[16][8];
-  double sum[16][8];
-  for (int lane = 0; lane < LANES; lane++) {
-    const int group = lane / 4, pair = lane % 4 * 2;
-    for (int half = 0; half < 2; half++) {
-      const int shift = 16 * half;
-      left[group][pair + half] = widen(static_cast<uint16_t>((*a[0])[lane] >> shift));
-      left[group + 8][pair + half] = widen(static_cast<uint16_t>((*a[1])[lane] >> shift));
-      left[group][pair + 8 + half] = widen(static_cast<uint16_t>((*a[2])[lane] >> shift));
-      left[group + 8][pair + 8 + half] = widen(static_cast<uint16_t>((*a[3])[lane] >> shift));
-      right[pair + half][group] = widen(static_cast<uint16_t>((*b[0])[lane] >> shift));
-      right[pair + 8 + half][group] = widen(static_cast<uint16_t>((*b[1])[lane] >> shift));
-      sum[group][pair + half] = std::bit_cast<float>(static_cast<uint32_t>((*c[half])[lane]));
-      sum[group + 8][pair + half] = std::bit_cast<float>(static_cast<uint32_t>((*c[2 + half])[lane]));
-    }
-  }
-  for (int row = 0; row < 16; row++)
-    for (int k = 0; k < 16; k++)
-      for (int column = 0; column < 8; column++)
-        sum[row][column] += static_cast<double>(left[row][k]) * static_cast<double>(right[k][column]);
-  for (int lane = 0; lane < LANES; lane++) {
-    const int group = lane / 4, pair = lane % 4 * 2;
-    for (int half = 0; half < 2; half++) {
-      (*out[half])[lane] = std::bit_cast<uint32_t>(static_cast<float>(sum[group][pair + half]));
-      (*out[2 + half])[lane] = std::bit_cast<uint32_t>(static_cast<float>(sum[group + 8][pair + half]));
-    }
-  }
+  F32 left[2][4], right[2][2];
+  F64 sum[4];
+  for (int i = 0; i < 4; i++) left[0][i] = widen(*a[i] & 0xFFFF), left[1][i] = widen(*a[i] >> 16);
+  for (int i = 0; i < 2; i++) right[0][i] = widen(*b[i] & 0xFFFF), right[1][i] = widen(*b[i] >> 16);
+  for (int i = 0; i < 4; i++) sum[i] = to<F64>((F32)*c[i]);
+  [&]<int... K>(std::integer_sequence<int, K...>) {
+    (add_product<K>(sum, left, right), ...);
+  }(std::make_integer_sequence<int, 16>{});
+  for (int i = 0; i < 4; i++) *out[i] = (U32)to<F32>(sum[i]);
 }
 
 inline bool uniform(const Mask& taken, int line) {

@@ -378,12 +378,12 @@ def _multiply(each: Instruction) -> str:
 def _convert(each: Instruction) -> str:
     target, source = each.words[-2:]
     if source in ("bf16", "f16") and target == "f32":
-        return f"widen_one<widen_{source}>({value(each.operands[1], 'b16')})"
+        return f"(U32)widen_{source}(to<U32>({value(each.operands[1], 'b16')}))"
     if target in ("bf16", "f16") and source == "f32":
-        return f"round_one<round_{target}>({value(each.operands[1], 'f32')})"
+        return f"to<U16>(round_{target}({value(each.operands[1], 'f32')}))"
     if target in ("bf16x2", "f16x2"):
-        high, low = (value(operand, "f32") for operand in each.operands[1:])
-        return f"round_pair<round_{target[:-2]}>({high}, {low})"
+        high, low = (f"round_{target[:-2]}({value(operand, 'f32')})" for operand in each.operands[1:])
+        return f"{high} << 16 | {low}"
     if source[0] in "bf":
         raise UnknownPTXError(each.opcode)
     return f"to<{_vector(target)}>({value(each.operands[1], source)})"
