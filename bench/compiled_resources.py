@@ -47,8 +47,8 @@ TARGETS = {
 ACTION, TOP = Rule(cdf=0.6), Rule(k=1)
 
 
-SMALL = 64 * 1024
-"""Bytes of shared memory of a program where there is little: gfx942 has no more, GPUs for the desktop hardly more."""
+ROOMS = {"small": 64 * 1024, "roomy": 227 * 1024}
+"""Bytes of shared memory of a program: gfx942 has no more, GPUs for the desktop hardly more; a Hopper has as much."""
 
 
 def shape_of(dtype: str, window: bool = False, **others: Any) -> Shape:
@@ -69,12 +69,12 @@ ROWS = Rows("*i64", "*fp32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32", "*i32")
 PROBLEMS = Problems(*["*i64"] * 6, *["*fp32"] * 3, *["*i64"] * 4)
 
 
-def segment(words: list[str], small: bool) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def segment(words: list[str], room: str | None) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """A segment's kernel, the types of its arguments and its constants."""
     name, dtype, window = words[0], words[-1], "window" in words
-    shape = shape_of(dtype, window, **({"room": SMALL} if small else {}))
-    number, matrix = {"bf16": ("*bf16", "*bf16"), "fp32": ("*fp32", "*fp16")}[dtype]
-    types: dict[str, Any] = {"model": Model(matrix, "*fp32", number, "*fp32"), "pages": number, "beams": ROWS}
+    shape = shape_of(dtype, window, **({"room": ROOMS[room]} if room else {}))
+    number, part = {"bf16": ("*bf16", "*bf16"), "fp32": ("*fp32", "*fp16")}[dtype]
+    types: dict[str, Any] = {"model": Model(part, "*fp32", number, "*fp32"), "pages": part, "beams": ROWS}
     types |= {"candidates": ROWS, "problems": PROBLEMS, "kept": "*i64", "score": "*fp32", "out": "*i32"}
     types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "columns"), "i32")
     constants = {"SHAPE": shape, "SEARCH": search_of(window), "TILE": 1 if "alone" in words else 16}
@@ -105,7 +105,8 @@ def other(name: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
 
 CASES: dict[str, tuple[str, ...]] = {
     **{f"{name} bf16": tuple(TARGETS) for name in ("prefill", "expand", "observe")},
-    **{f"{name} fp32": ("sm_90",) for name in ("prefill", "expand", "observe")},
+    **{f"{name} fp32": ("sm_80", "sm_90", "sm_100") for name in ("prefill", "expand", "observe")},
+    **{f"{name} roomy fp32": ("sm_90",) for name in ("expand", "observe")},
     "expand alone bf16": ("sm_80", "sm_90", "sm_100"),
     "expand small bf16": ("sm_80",),
     "observe small bf16": ("sm_80",),
@@ -130,8 +131,8 @@ def alignments(signature: dict[str, Any]) -> dict[tuple[int, ...], list[list[Any
 def compile_case(case: str, target: str) -> dict[str, int]:
     """Return registers, stack, shared memory and matrix instructions."""
     words = case.split()
-    small = "small" in words or target.startswith("gfx")
-    kernel, signature, constants = segment(words, small) if len(words) > 1 else other(words[0])
+    room = "small" if target.startswith("gfx") else next((word for word in words if word in ROOMS), None)
+    kernel, signature, constants = segment(words, room) if len(words) > 1 else other(words[0])
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=alignments(signature))
     is_segment = words[0] in ("prefill", "expand", "observe", "branch")
     warps, stages = (WARPS, constants["SHAPE"].stages) if is_segment else (4, 1)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .products import factor, product
+from .products import factor, load_factor, product, transposed, whole
 
 ROWS = 16
 """Rows that one program of `paged_attention` attends for."""
@@ -102,7 +102,8 @@ def _add_up(peak, total, other_peak, other_total):
 @triton.jit
 def attend(query, keys, values, page_size, lists, stride, steps, begin, end, live, anchor, entry, tail, turns,
            SLOTS: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, KEYS: tl.constexpr,
-           TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+           REST: tl.constexpr, TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr,
+           STAGES: tl.constexpr):  # fmt: skip
     """Attend for a tile of rows to what is on their lists of pages, several heads at once.
 
     Slots are counted along a list: slot s of its page j is number j * SLOTS + s. Blocks of SPLIT * KEYS slots follow
@@ -125,6 +126,7 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
         live: [R] bool; the other rows are zeros.
         anchor: one past the last slot that any row sees.
         entry: which page of its list is each row's own: keys of earlier ones are turned back by TURN a page.
+        REST: of keys and values kept in two parts (`products`), how far behind its nearest each rest is; else 0.
         TURN: tokens in a page, if keys are turned by their place in their page; else 0.
         tail: which page of a list holds TAIL more keys, from its first slot on, that all rows see.
         STAGES: blocks in flight at a time: pages are looked up for one while another is read and a third computed.
@@ -138,7 +140,7 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     STRANDS: tl.constexpr = HEADS * BESIDE
     PER: tl.constexpr = LISTS // GROUP
     BLOCK: tl.constexpr = SPLIT * KEYS
-    kind = keys.dtype.element_ty
+    kind: tl.constexpr = tl.float32 if REST > 0 else keys.dtype.element_ty
     strand = tl.arange(0, STRANDS)
     of_block = strand[:, None] % SPLIT * KEYS + tl.arange(0, KEYS)[None, :]
     of_head = (strand // BESIDE * (SLOTS * HEAD))[:, None]
@@ -187,18 +189,18 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
             j = tl.where(at >= anchor, tail, j)
         page = tl.load(lists + owner * stride + j, mask=needed, other=0).to(tl.int64)
         place = (page * page_size + (of_head + at % SLOTS * HEAD))[:, :, None] + d
-        key = tl.load(keys + place, mask=needed[:, :, None], other=0.0)
-        value = tl.load(values + place, mask=needed[:, :, None], other=0.0)
+        key = load_factor(keys + place, needed[:, :, None], kind, REST)
+        value = load_factor(values + place, needed[:, :, None], kind, REST)
         if TURN > 0:
             back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)
-            key = turn(key.to(tl.float32), turns, back, HEAD, True)
-        score = product(query, factor(tl.permute(key, (0, 2, 1)), kind))
+            key = factor(turn(whole(key), turns, back, HEAD, True), kind)
+        score = product(query, transposed(key))
         score = tl.where(seen, score, NEVER)
         higher = tl.maximum(peak, tl.max(score, 2))
         fade = tl.math.exp2(peak - higher)
         weight = tl.math.exp2(score - higher[:, :, None])
         mixed = mixed * fade[:, :, None]
-        mixed += product(factor(weight, kind), factor(value, kind))
+        mixed += product(factor(weight, kind), value)
         total = total * fade + tl.sum(weight, 2)
         peak = higher
     if BESIDE > 1:
@@ -225,7 +227,7 @@ def _paged_attention(query, keys, values, table, lengths, out, rows, entries, sc
     result = attend(
         q[None], keys + head * SLOTS * HEAD, values + head * SLOTS * HEAD, HEADS * SLOTS * HEAD,
         table + first * entries, entries, table, length * 0, length - 1, live, anchor, 0, 0, out, SLOTS, ROWS, GROUP,
-        1, KEYS, 0, 0, False, STAGES,
+        1, KEYS, 0, 0, 0, False, STAGES,
     )  # fmt: skip
     result = tl.reshape(result, (ROWS, HEAD)).to(out.dtype.element_ty)
     tl.store(out + at, result, mask=(row < rows)[:, None])

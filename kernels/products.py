@@ -34,6 +34,42 @@ def factor(x, kind: tl.constexpr):
 
 
 @triton.jit
+def whole(x):
+    """A factor's numbers, float32."""
+    out = x[0].to(tl.float32)
+    if len(x) == 2:
+        out += x[1].to(tl.float32) * (1.0 / SCALE)
+    return out
+
+
+@triton.jit
+def load_factor(at, mask, kind: tl.constexpr, REST: tl.constexpr):
+    """A factor from memory: numbers of that kind, or kept in parts, each rest REST numbers behind its nearest."""
+    if REST > 0:
+        parts = (tl.load(at, mask=mask, other=0.0), tl.load(at + REST, mask=mask, other=0.0))
+    else:
+        parts = factor(tl.load(at, mask=mask, other=0.0), kind)
+    return parts
+
+
+@triton.jit
+def store_factor(at, x, mask, REST: tl.constexpr):
+    """To where `load_factor` finds it."""
+    tl.store(at, x[0], mask=mask)
+    if REST > 0:
+        tl.store(at + REST, x[1], mask=mask)
+
+
+@triton.jit
+def transposed(x):
+    """[A, R, C] -> [A, C, R]"""
+    parts = (tl.permute(x[0], (0, 2, 1)),)
+    if len(x) == 2:
+        parts = (parts[0], tl.permute(x[1], (0, 2, 1)))
+    return parts
+
+
+@triton.jit
 def product(a, b):
     """[..., R, N] times [..., N, C], factors of one kind -> [..., R, C] float32."""
     out = tl.dot(a[0], b[0], out_dtype=tl.float32)

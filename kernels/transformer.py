@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import LOG2_E, attend, share_lists, turn
-from .products import factor, product, take_apart
+from .products import factor, load_factor, product, store_factor, take_apart, whole
 
 NORM_EPS = tl.constexpr(1e-5)
 ROTARY_BASE = 10_000.0
@@ -136,9 +136,19 @@ class Shape:
         return (2 if self.room >= 96 * 1024 else 1) + (self.dtype == tl.bfloat16)
 
     @property
+    def parts(self) -> int:
+        """Numbers of 16 bits in which one is kept (`products`)."""
+        return 2 if self.dtype == tl.float32 else 1
+
+    @property
     def page_size(self) -> int:
-        """Numbers in one page: keys and values of all layers."""
-        return self.layers * 2 * self.slots * self.width
+        """Numbers of 16 bits in one page: keys and values of all layers, then their rests."""
+        return self.parts * self.layers * 2 * self.slots * self.width
+
+    @property
+    def page_rest(self) -> int:
+        """From a key or value to its rest; 0 if it has none."""
+        return self.page_size // 2 * (self.parts - 1)
 
     @property
     def layer_matrices(self) -> int:
@@ -320,7 +330,7 @@ def read(matrix, rows: tl.constexpr, columns: tl.constexpr, SHAPE: tl.constexpr)
     """The [rows, columns] matrix at a pointer, as a factor."""
     at = matrix + tl.arange(0, rows)[:, None] * columns + tl.arange(0, columns)[None, :]
     parts = (tl.load(at),)
-    if SHAPE.dtype == tl.float32:
+    if SHAPE.parts == 2:
         parts = (parts[0], tl.load(at + SHAPE.matrices))
     return parts
 
@@ -371,7 +381,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
         stride: from a row's list to the next row's; LISTS is 1, and stride 0, if the tile is of one sequence.
         steps: what `share_tile` found; of one sequence unused.
         count: pages of a list; behind them stands the goal's (read if SHAPE.goal).
-        pages: pointer to all pages, [page, layer, key or value, head, slot, D/A].
+        pages: pointer to all pages, [page, part, layer, key or value, head, slot, D/A].
         IS_GOAL: the tile's tokens are a goal's.
         RELATIVE: keys are turned by their place in their page only, and further when they are read. So their bits do
             not depend on where a plan began, and they can be kept for the next.
@@ -384,6 +394,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
     COLUMNS: tl.constexpr = SHAPE.columns
     SLOTS: tl.constexpr = SHAPE.slots
     PART: tl.constexpr = SHAPE.slots * SHAPE.width
+    REST: tl.constexpr = SHAPE.page_rest
     CHUNK: tl.constexpr = SHAPE.hidden_chunk
     GROUP: tl.constexpr = min(LISTS, SHAPE.group)
     TAIL: tl.constexpr = SHAPE.observation_dim if SHAPE.goal and not IS_GOAL else 0
@@ -437,12 +448,12 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
             query = tl.reshape(tl.join(query_a, query_b), (SHAPE.rows, HEADS, HEAD)) * (LOG2_E / HEAD**0.5)
             keys = pages + layer * 2 * PART + head * (SLOTS * HEAD)
             values = keys + PART
-            tl.store(keys + stored, key.to(SHAPE.dtype), mask=has_slot)
-            tl.store(values + stored, value.to(SHAPE.dtype), mask=has_slot)
+            store_factor(keys + stored, factor(key, SHAPE.dtype), has_slot, REST)
+            store_factor(values + stored, factor(value, SHAPE.dtype), has_slot, REST)
             tl.debug_barrier()  # neighbours in the tile, and later steps, read what was just written
             mixed = attend(
                 tl.permute(query, (1, 0, 2)), keys, values, SHAPE.page_size, lists, stride, steps, begin, end, live,
-                anchor, entry, count, model.turns, SLOTS, LISTS, GROUP, SHAPE.split, SHAPE.keys, TURN, TAIL,
+                anchor, entry, count, model.turns, SLOTS, LISTS, GROUP, SHAPE.split, SHAPE.keys, REST, TURN, TAIL,
                 GROUP < LISTS, SHAPE.stages,
             )  # fmt: skip
             mixed = factor(tl.reshape(tl.permute(mixed, (1, 0, 2)), (SHAPE.rows, COLUMNS)), SHAPE.dtype)
@@ -464,17 +475,18 @@ def turn_page(source, target, ordinal, model, pages, SHAPE: tl.constexpr):
     """Copy a page whose keys are turned by their place in it to one of the plan, where they are turned by the whole."""
     HEAD: tl.constexpr = SHAPE.head_width
     ROWS: tl.constexpr = 4096 // SHAPE.head_width
-    LINES: tl.constexpr = SHAPE.page_size // SHAPE.head_width
+    LINES: tl.constexpr = SHAPE.page_size // SHAPE.parts // SHAPE.head_width
+    REST: tl.constexpr = SHAPE.page_rest
     start = ordinal * 0
     while start < LINES:
         line = start + tl.arange(0, ROWS)
         mask = (line < LINES)[:, None]
         at = line[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
-        x = tl.load(pages + source * SHAPE.page_size + at, mask=mask, other=0.0).to(tl.float32)
+        x = whole(load_factor(pages + source * SHAPE.page_size + at, mask, SHAPE.dtype, REST))
         turned = turn(x, model.turns, line * 0 + ordinal * SHAPE.transition_dim, HEAD, False)
         is_value = line // (SHAPE.heads * SHAPE.slots) % 2 == 1
-        x = tl.where(is_value[:, None], x, turned).to(SHAPE.dtype)
-        tl.store(pages + target * SHAPE.page_size + at, x, mask=mask)
+        x = tl.where(is_value[:, None], x, turned)
+        store_factor(pages + target * SHAPE.page_size + at, factor(x, SHAPE.dtype), mask, REST)
         start += ROWS
 
 

@@ -59,7 +59,8 @@ class Tile:
         self.shape, search = compiled_for(self.model.config, config, timing.DEVICE)
         self.packed = pack(self.model.state_dict(), self.shape, (search.entries + 1) * self.shape.transition_dim)
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.pages = torch.full((1, self.shape.page_size), float("nan"), dtype=self.dtype, device=timing.DEVICE)
+        part = torch.bfloat16 if precision == "bf16" else torch.float16
+        self.pages = torch.full((1, self.shape.page_size), float("nan"), dtype=part, device=timing.DEVICE)
         self.hidden = torch.empty(16, width, dtype=self.dtype, device=timing.DEVICE)
         self.lists = torch.zeros(2, dtype=torch.int32, device=timing.DEVICE)
 

@@ -210,7 +210,8 @@ def install(gpu: VirtualGPU, capability: int = 90) -> None:
 
 def plan_on(gpu: VirtualGPU) -> None:
     """`install`, and let the triton engine plan on it: with a model on the CPU."""
-    from ttengine.engines import triton as engine
+    from ttengine.engines import triton, triton_memory
 
     install(gpu)
-    engine.check_machine = lambda device: None
+    triton.check_machine = lambda device: None
+    triton_memory.room_on = lambda device: SHARED_MEMORY

@@ -94,7 +94,7 @@ def _attend(query, keys, values, lists, steps, begin, end, out, SLOTS: tl.conste
         share_lists(steps, lists, stride, first, live, anchor, ENTRIES, SLOTS, 16, 2, SPLIT * KEYS, TAIL)
     found = attend(
         (tl.load(query + at) * LOG2_E)[None], keys, values, SLOTS * HEAD, lists, stride, steps, first, last, live,
-        anchor, 0, ENTRIES, out, SLOTS, 16, 2, SPLIT, KEYS, 0, TAIL, SHARED, 1,
+        anchor, 0, ENTRIES, out, SLOTS, 16, 2, SPLIT, KEYS, 0, 0, TAIL, SHARED, 1,
     )  # fmt: skip
     tl.store(out + at, tl.reshape(found, (16, HEAD)))
 

@@ -18,13 +18,14 @@ def test_compiled_kernels_take_what_the_committed_table_says(repository: Path) -
     committed = json.loads((repository / "bench" / "results" / "triton" / "resources.json").read_text())
     targets = {name.split()[-1] for name in committed["kernels"]}
     assert targets == {"sm_80", "sm_90", "sm_100", "gfx942"}
-    assert all(kernel["matrix_instructions"] for name, kernel in committed["kernels"].items() if "bf16" in name)
-    spilled = {name: kernel["stack"] for name, kernel in committed["kernels"].items() if "bf16" in name}
+    alone = ("take", "select_beams", "sample_topk")
+    assert all(each["matrix_instructions"] or name.startswith(alone) for name, each in committed["kernels"].items())
+    spilled = {name: kernel["stack"] for name, kernel in committed["kernels"].items()}
     assert all(stack <= 192 for name, stack in spilled.items() if "sm_" in name)  # bytes: few of 255 registers
     shared = {name: kernel["shared"] for name, kernel in committed["kernels"].items()}
     assert all(bytes_ <= 64 * 1024 for name, bytes_ in shared.items() if "gfx942" in name)
     assert all(bytes_ <= 99 * 1024 for name, bytes_ in shared.items() if "small" in name)
-    assert all(bytes_ <= 163 * 1024 for bytes_ in shared.values())
+    assert all(bytes_ <= (227 if "roomy" in name else 163) * 1024 for name, bytes_ in shared.items())
     command = [sys.executable, repository / "bench" / "compiled_resources.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

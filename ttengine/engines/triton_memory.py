@@ -38,7 +38,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -
         places=model.transition_dim if rotary else model.max_tokens,
         dtype=tl.bfloat16 if config.precision == "bf16" else tl.float32,
         **({"sight": model.context} if rotary else {}),
-        **({"room": room_on(device)} if device.type == "cuda" else {}),
+        room=room_on(device),
     )
     # a window holds so many transitions, its last still growing; each has a page, and so has the first observation
     transitions = (window_tokens(model, config) + 1) // model.transition_dim if window else model.context + 1
@@ -72,9 +72,11 @@ def rows_of_a_tile(candidates: int, multiprocessors: int, least: int = 1) -> int
     return next((rows for rows in (1, 2, 4, 8) if rows >= least and 2 * candidates <= rows * multiprocessors), 16)
 
 
-def room_on(gpu: torch.device) -> int:
+def room_on(device: torch.device) -> int:
     """Bytes of shared memory that a program may take."""
-    properties = torch.cuda.get_device_properties(gpu)
+    if device.type != "cuda":
+        return Shape.room
+    properties = torch.cuda.get_device_properties(device)
     return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]  # by the stubs alone
 
 
@@ -167,7 +169,7 @@ class Memory:
         pages = self.first_page + self.turns * B * C
         self.staged = Staged(B, self.transitions * K + N, N if shape.goal else 0, entries, N, device)
         self.episodes = [Episode([], []) for _ in range(B)]
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float16  # in two parts
         asked = pages * shape.page_size * dtype.itemsize
         try:
             self.pages = _new((pages, shape.page_size), dtype, device)
