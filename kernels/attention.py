@@ -147,7 +147,7 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     part = strand // SPLIT % GROUP
     row = tl.arange(0, ROWS)
     d = tl.arange(0, HEAD)[None, None, :]
-    query = tl.broadcast_to(query[:, None], (HEADS, BESIDE, ROWS, HEAD))
+    query = tl.broadcast_to(query.to(kind)[:, None], (HEADS, BESIDE, ROWS, HEAD))
     query = factor(tl.reshape(query, (STRANDS, ROWS, HEAD)), kind)
     peak = tl.full((STRANDS, ROWS), LEAST, tl.float32)
     total = tl.full((STRANDS, ROWS), 0.0, tl.float32)
