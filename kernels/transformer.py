@@ -84,12 +84,15 @@ class Shape:
         return max(16, int(triton.next_power_of_2(self.vocabulary)))
 
     @property
+    def roomy(self) -> bool:
+        """Whether float32 can have as many numbers in flight as bfloat16."""
+        return self.room >= 216 * 1024
+
+    @property
     def read(self) -> int:
         """Numbers of a matrix read at a time."""
-        most = 32 * 1024 if self.room >= 144 * 1024 else 16 * 1024
-        if self.dtype == tl.float32 and self.room >= 216 * 1024:
-            most = 64 * 1024
-        return most * 8 // int(self.dtype.primitive_bitwidth)
+        numbers = 16 * 1024 if self.room >= 144 * 1024 else 8 * 1024
+        return numbers if self.roomy else numbers // self.parts
 
     @property
     def heads_beside(self) -> int:
@@ -114,13 +117,13 @@ class Shape:
     @property
     def keys(self) -> int:
         """Keys of one list that a strand of `attend` reads at a time."""
-        return 32 if self.stages > 1 and self.room >= 96 * 1024 and self.head_width <= 32 else 16
+        enough = self.stages == 3 or (self.stages == 2 and self.roomy)
+        return 32 if enough and self.head_width <= 32 else 16
 
     @property
     def split(self) -> int:
         """Strands of `attend` for one head and list."""
-        most = 8 if self.dtype == tl.bfloat16 else 4
-        return max(1, min(most, 256 // self.head_width) // self.heads_beside)
+        return max(1, min(8, 256 // self.head_width) // self.heads_beside)
 
     def blocks(self, entries: int) -> int:
         """Most blocks of `attend` in a list of so many pages, and a goal's behind them."""

@@ -19,7 +19,7 @@ from test_engine_cpp import EVERY, make_checkpoint
 from ttengine import engines
 from ttengine.config import PlanConfig, Sampling
 from ttengine.context import Context
-from ttengine.engines import Candidates, NoiseKey, TritonEngine
+from ttengine.engines import Candidates, NoiseKey, TritonEngine, triton_memory
 from ttengine.engines.triton_memory import rows_of_a_tile
 from ttengine.errors import ConfigError, EngineError, NonFiniteError
 from ttengine.planner import Plan, Planner
@@ -157,7 +157,7 @@ def test_the_rows_of_a_tile_change_no_byte(model: dict[str, Any], lists: int) ->
     assert [rows_of_a_tile(candidates, 132, least=2) for candidates in few + many] == [2, 2, 2, 2, 4, 8, 16, 16]
     config = PlanConfig(horizon=2, beam_width=3, expand=3)
     plans = []
-    for rows in (2, 4, 16):
+    for rows in (1, 2, 4, 16):
         planner = make_planner(config, **model)
         memory = planner.engine._remember(1)  # type: ignore[attr-defined]
         memory.rows_of_a_tile = rows
@@ -314,6 +314,15 @@ def test_broken_logits_and_scores_are_errors_that_name_the_round() -> None:
     bad = Planner(make_checkpoint(**SHAPE), dataclasses.replace(FAST, engine="triton"), objective=broken, device=DEVICE)
     with pytest.raises(NonFiniteError, match="objective returned NaN or infinity in round 1"):
         bad.plan(np.zeros(3))
+
+
+def test_a_tile_has_a_strand_for_every_warp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its sums would run in another order than those of larger tiles: so wide heads are not planned for alone."""
+    monkeypatch.setattr(triton_memory, "rows_of_a_tile", lambda candidates, multiprocessors, least: least)
+    for width, heads, least in ((32, 2, 1), (128, 4, 1), (64, 1, 2), (256, 4, 2)):
+        for precision in ("fp32", "bf16"):
+            planner = make_planner(PlanConfig(precision=precision), width=width, heads=heads)  # type: ignore[arg-type]
+            assert planner.engine._remember(1).rows_of_a_tile == least  # type: ignore[attr-defined]
 
 
 def test_weights_beyond_float16_are_refused() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttengine.config import ModelConfig, PlanConfig, Sampling
 from ttengine.discretizer import Discretizer
 from ttengine.engines.reference import window_tokens
+from ttengine.engines.triton import WARPS
 from ttengine.errors import EngineError
 from ttengine.kernels.records import FIELDS, NO_FAULT, Problems, Rows, Search
 from ttengine.kernels.sampling import Rule
@@ -160,7 +161,8 @@ class Memory:
         self.rows_of_a_tile = rows_of_a_tile(
             B * C,
             torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1,
-            1 if config.precision == "bf16" else shape.group,  # sums of float32 hang on how many strands there are
+            # with fewer strands than warps, each would be spread over several, and add up in another order
+            1 if shape.heads_beside * shape.split >= WARPS else shape.group,
         )
         entries = search.entries if search.window else self.transitions + 1
         first_of_plan = B * self.ring
