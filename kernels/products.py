@@ -27,10 +27,8 @@ def take_apart(x: Tensor) -> Tensor:
 @triton.jit
 def factor(x, kind: tl.constexpr):
     """What `product` takes: numbers of a kind, of float32 in two parts."""
-    parts = (x.to(tl.float16 if kind == tl.float32 else kind),)
-    if kind == tl.float32:
-        parts = (parts[0], ((x - parts[0].to(tl.float32)) * SCALE).to(tl.float16))
-    return parts
+    nearest = x.to(tl.float16 if kind == tl.float32 else kind)
+    return (nearest, ((x - nearest.to(tl.float32)) * SCALE).to(tl.float16)) if kind == tl.float32 else (nearest,)
 
 
 @triton.jit
@@ -45,11 +43,8 @@ def whole(x):
 @triton.jit
 def load_factor(at, mask, kind: tl.constexpr, REST: tl.constexpr):
     """A factor from memory: numbers of that kind, or kept in parts, each rest REST numbers behind its nearest."""
-    if REST > 0:
-        parts = (tl.load(at, mask=mask, other=0.0), tl.load(at + REST, mask=mask, other=0.0))
-    else:
-        parts = factor(tl.load(at, mask=mask, other=0.0), kind)
-    return parts
+    first = tl.load(at, mask=mask, other=0.0)
+    return (first, tl.load(at + REST, mask=mask, other=0.0)) if REST > 0 else factor(first, kind)
 
 
 @triton.jit
@@ -63,10 +58,8 @@ def store_factor(at, x, mask, REST: tl.constexpr):
 @triton.jit
 def transposed(x):
     """[A, R, C] -> [A, C, R]"""
-    parts = (tl.permute(x[0], (0, 2, 1)),)
-    if len(x) == 2:
-        parts = (parts[0], tl.permute(x[1], (0, 2, 1)))
-    return parts
+    nearest = tl.permute(x[0], (0, 2, 1))
+    return (nearest, tl.permute(x[1], (0, 2, 1))) if len(x) == 2 else (nearest,)
 
 
 @triton.jit

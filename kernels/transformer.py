@@ -136,7 +136,7 @@ class Shape:
         """Blocks of weights or keys in flight at a time: as many as fit beside each other in shared memory."""
         if self.width > 128:
             return 1
-        return (2 if self.room >= 96 * 1024 else 1) + (self.dtype == tl.bfloat16)
+        return (4 if self.room >= 96 * 1024 else 3) - self.parts
 
     @property
     def parts(self) -> int:
@@ -332,10 +332,7 @@ def gelu(x, SHAPE: tl.constexpr):
 def read(matrix, rows: tl.constexpr, columns: tl.constexpr, SHAPE: tl.constexpr):
     """The [rows, columns] matrix at a pointer, as a factor."""
     at = matrix + tl.arange(0, rows)[:, None] * columns + tl.arange(0, columns)[None, :]
-    parts = (tl.load(at),)
-    if SHAPE.parts == 2:
-        parts = (parts[0], tl.load(at + SHAPE.matrices))
-    return parts
+    return (tl.load(at), tl.load(at + SHAPE.matrices)) if SHAPE.parts == 2 else (tl.load(at),)
 
 
 @triton.jit
