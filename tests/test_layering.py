@@ -39,7 +39,10 @@ NEED_AN_EXTRA = {
     **dict.fromkeys(
         (
             f"ttengine.kernels.{name}"
-            for name in ("attention", "branch", "records", "sampling", "segments", "select", "sharing", "transformer")
+            for name in (
+                *("attention", "branch", "products", "records", "sampling", "segments", "select", "sharing"),
+                "transformer",
+            )
         ),
         "a Triton kernel is decorated when it is defined",
     ),
