@@ -465,8 +465,9 @@ void store_matrix(Warp& w, const U32& address, int offset, const U32* const (&in
   }
 }
 
-// A lane of a product has rows lane / 4 and that + 8, and columns 2 (lane % 4) and that + 1; of the factors it holds the
-// numbers with inner index 2 (lane % 4), that + 1, and 8 more. So number K of its rows is in its group of four lanes.
+// A lane of a product has rows lane / 4 and that + 8, and columns 2 (lane % 4) and that + 1; of the factors it holds
+// the numbers with inner index 2 (lane % 4), that + 1, and 8 more. So number K of its rows is in its group of four
+// lanes.
 template <int K, int... Lane>
 inline F64 of_row(F32 x, std::integer_sequence<int, Lane...>) {
   return to<F64>(__builtin_shufflevector(x, x, (Lane / 4 * 4 + K % 8 / 2)...));
