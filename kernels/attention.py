@@ -242,7 +242,8 @@ def paged_attention(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, 
         table: [R, entries] int32, contiguous: the pages of each row; entries past its length are not read.
         lengths: [R] int32: how many slots each row sees, over its pages from the first on; zero gives zeros.
     Returns:
-        [R, A, D/A] of the query's dtype; sums are float32, products of that dtype.
+        [R, A, D/A] of the query's dtype; sums are float32, products of that dtype, of float32 in two parts
+        (`products`): numbers beyond 65,504 become infinite.
     Raises:
         ValueError: shapes, dtypes or strides; D/A is not a power of two of at least 16.
     Source: `reference.paged_attention`.

@@ -49,7 +49,7 @@ class TritonEngine:
         MissingExtraError: no Triton.
         EngineError: no GPU, one that is too old or has too little memory, or kernels that do not run on it; the message
             says which engine works here.
-        ConfigError: sizes that the kernels do not take.
+        ConfigError: sizes, or a weight so large, that the kernels do not take.
         NonFiniteError: a weight is NaN or infinite; the message names the first such tensor.
     """
 
