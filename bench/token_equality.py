@@ -136,9 +136,7 @@ def main() -> int:
     """Compare, print, write; exits with 1 after a mismatch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", default="cpp", choices=["cpp", "triton"])
-    parser.add_argument(
-        "--virtual-gpu", action="store_true", help="run what Triton compiles on the CPU: seconds a plan"
-    )
+    parser.add_argument("--virtual-gpu", action="store_true", help="of triton: run what it compiles on the CPU, slowly")
     parser.add_argument("--preset", nargs="+", default=["halfcheetah-medium"])
     parser.add_argument("--context", nargs="+", default=["rolling", "window"], choices=["rolling", "window"])
     parser.add_argument("--plans", type=int, default=1000, help="of each preset and context (default 1000)")
@@ -151,6 +149,8 @@ def main() -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if arguments.virtual_gpu:
+        if arguments.engine != "triton":
+            parser.error("--virtual-gpu runs compiled kernels: add --engine triton")
         os.environ.pop("TRITON_INTERPRET", None)
         from virtual_gpu.driver import VirtualGPU, plan_on
 

@@ -262,6 +262,19 @@ def test_windows_that_change_a_plan_where_they_are_shared_are_noticed(monkeypatc
     assert bench.compare(tiny())[0] == "plan 0 has other bytes where windows are shared"
 
 
+def test_products_are_held_to_float64_and_their_limit_is_three_products(
+    once: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = load("products")
+    (row,) = bench.measure(LIMITS, {"tiny": (16, 16, 64)})
+    torch.testing.assert_close(*once)
+    assert row["of_limit"] == timing.significant(3 * 2 * 16 * 16 * 64 / LIMITS.flops_per_s * 1e6 / 10)
+    multiply = bench.in_kernel
+    monkeypatch.setattr(bench, "TINY", {"tiny": (16, 16, 64)})
+    monkeypatch.setattr(bench, "in_kernel", lambda a, b: multiply(a.half().float(), b))
+    assert "product, tiny" in bench.compare()[0]
+
+
 def test_a_tile_is_held_to_the_model_and_its_limit_is_reading_the_layers_weights(
     once: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,9 +11,16 @@ import torch
 from ttengine.config import Sampling
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-from token_equality import NEAR, decision_margin, selection_margin
+from token_equality import NEAR, decision_margin, main, selection_margin
 
 GREEDY = Sampling(k=1)
+
+
+def test_the_virtual_gpu_is_tritons(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["token_equality.py", "--virtual-gpu"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "add --engine triton" in capsys.readouterr().err
 
 
 def test_the_margin_of_a_greedy_token_is_its_lead() -> None:

@@ -266,7 +266,7 @@ class PlanConfig:
     deduplicate: bool = True
     """compute identical sequences once (cpp), or what windows have in common (triton): the plans are the same bytes"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """triton: of weights, keys and values; sums are float32"""
+    """triton: of weights, keys and values; sums are float32. fp32 takes numbers up to 65,504, as float16 pairs do"""
     draft: bool = True
     """triton: guess the next observation, check many of its tokens at once; the plans are the same bytes either way"""
     graph: bool = True

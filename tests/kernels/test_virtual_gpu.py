@@ -31,7 +31,7 @@ def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProce
 
 
 def test_compiled_plans_are_the_reference_engines(repository: Path, virtual: dict[str, str]) -> None:
-    """In float32 but for rounding; in bfloat16 near it, in tiles of 16 and of 1 to the byte; no race, no overrun."""
+    """In float32 but for rounding, in bfloat16 near it; the same bytes in tiles of one and of more; no race or overrun."""
     done = run(virtual, str(repository / "tests" / "compiled_plans.py"))
     assert done.returncode == 0, done.stderr[-3000:]
     report: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
