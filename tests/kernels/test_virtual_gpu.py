@@ -31,7 +31,7 @@ def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProce
 
 
 def test_compiled_plans_are_the_reference_engines(repository: Path, virtual: dict[str, str]) -> None:
-    """In float32 but for rounding, in bfloat16 near it; the same bytes in tiles of one and of more; no race or overrun."""
+    """Float32 but for rounding, bfloat16 nearly; in tiles of one and of more the same bytes; no race, no overrun."""
     done = run(virtual, str(repository / "tests" / "compiled_plans.py"))
     assert done.returncode == 0, done.stderr[-3000:]
     report: dict[str, list[dict[str, Any]]] = json.loads(done.stdout)
