@@ -53,15 +53,18 @@ def turn(x, turns, distance, HEAD: tl.constexpr, BACK: tl.constexpr):
 @triton.jit
 def share_lists(steps, lists, stride, begin, live, anchor, tail, SLOTS: tl.constexpr, LISTS: tl.constexpr,
                 GROUP: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """Find which lists of a tile are the same from some block on: `attend` reads such a block once for several rows.
+    """Find which lists of a tile are the same from some block on: `attend` reads such a block once for several.
 
     Two lists that have a page in common at one entry have to have all earlier ones in common, as those of relatives do.
-    So a block is the same for two rows if its newest page is. Looked at are the rows of each part by themselves. The
-    arguments are those of `attend`, which says what is written to `steps`.
+    So a block is the same for two lists if its newest page is. Looked at are the lists of each part by themselves. The
+    arguments are those of `attend`, which says what is written to `steps`; at most the first row of a list is `live`,
+    and sees as far back as any of its rows.
     """
     ROWS: tl.constexpr = begin.shape[0]
+    EACH: tl.constexpr = ROWS // LISTS
     PER: tl.constexpr = LISTS // GROUP
     row = tl.arange(0, ROWS)
+    of_list = row // EACH
     start = anchor - BLOCK
     if TAIL > 0:
         start += (TAIL + BLOCK - 1) // BLOCK * BLOCK
@@ -72,8 +75,8 @@ def share_lists(steps, lists, stride, begin, live, anchor, tail, SLOTS: tl.const
         if TAIL > 0:
             newest = tl.where(start >= anchor, tail, newest)
         sees = live & (start + BLOCK > begin)
-        page = tl.load(lists + row * stride + newest, mask=sees, other=-1)
-        beside = (row[:, None] // PER == row[None, :] // PER) & sees[None, :]
+        page = tl.load(lists + of_list * stride + newest, mask=sees, other=-1)
+        beside = (of_list[:, None] // PER == of_list[None, :] // PER) & sees[None, :]
         leader = tl.min(tl.where((page[:, None] == page[None, :]) & beside, row[None, :], ROWS), 1)
         leads = sees & (leader == row)
         number = tl.sum((beside & leads[None, :] & (row[None, :] < leader[:, None])).to(tl.int32), 1)
@@ -82,8 +85,8 @@ def share_lists(steps, lists, stride, begin, live, anchor, tail, SLOTS: tl.const
         while i < count:
             record = steps + 1 + (found + i) * (1 + LISTS + GROUP)
             tl.store(record, start)
-            tl.store(record + 1 + row, (sees & (number == i)).to(tl.int32), mask=row < LISTS)
-            tl.store(record + 1 + LISTS + row // PER, row, mask=leads & (number == i))
+            tl.store(record + 1 + of_list, (sees & (number == i)).to(tl.int32), mask=row % EACH == 0)
+            tl.store(record + 1 + LISTS + of_list // PER, of_list, mask=leads & (number == i))
             i += 1
         found += count
         start -= BLOCK
@@ -118,10 +121,11 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
             positions turn.
         keys, values: pointers to slot 0 of page 0 of the first head, of the numbers' type; a page is `page_size`
             further, a head SLOTS * HEAD, a slot HEAD.
-        lists: pointer to the list of row 0; that of row r is r * `stride` further, or LISTS is 1 and all rows read one.
+        lists: pointer to the first of LISTS lists, each `stride` after the one before; neighbouring rows read the same,
+            as many as there are to a list.
         steps: of lists that are SHARED, what `share_lists` found: how many lists of blocks are to be read, then of each
-            1 + LISTS + GROUP int32: its first slot, for each row whether it is the row's own, and for each part the row
-            whose list it is. Others are read one after the other.
+            1 + LISTS + GROUP int32: its first slot, for each list whether the block is its own too, and for each part
+            the list that it is read of. Others are read one after the other.
         begin, end: [R], the first and the last slot that a row sees.
         live: [R] bool; the other rows are zeros.
         anchor: one past the last slot that any row sees.
@@ -136,6 +140,7 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     HEADS: tl.constexpr = query.shape[0]
     ROWS: tl.constexpr = query.shape[1]
     HEAD: tl.constexpr = query.shape[2]
+    EACH: tl.constexpr = ROWS // LISTS
     BESIDE: tl.constexpr = GROUP * SPLIT
     STRANDS: tl.constexpr = HEADS * BESIDE
     PER: tl.constexpr = LISTS // GROUP
@@ -145,7 +150,7 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     of_block = strand[:, None] % SPLIT * KEYS + tl.arange(0, KEYS)[None, :]
     of_head = (strand // BESIDE * (SLOTS * HEAD))[:, None]
     part = strand // SPLIT % GROUP
-    row = tl.arange(0, ROWS)
+    of_list = tl.arange(0, ROWS) // EACH
     d = tl.arange(0, HEAD)[None, None, :]
     query = tl.broadcast_to(query.to(kind)[:, None], (HEADS, BESIDE, ROWS, HEAD))
     query = factor(tl.reshape(query, (STRANDS, ROWS, HEAD)), kind)
@@ -165,15 +170,15 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
         if SHARED:
             record = steps + 1 + step * (1 + LISTS + GROUP)
             start = tl.load(record)
-            own = tl.load(record + 1 + row, mask=row < LISTS, other=0) > 0
+            own = tl.load(record + 1 + of_list) > 0
             owner = tl.load(record + 1 + LISTS + part)[:, None]
         else:
             start = newest - step // PER * BLOCK
-            own = row % PER == step % PER
+            own = of_list % PER == step % PER
             owner = (part * PER + step % PER)[:, None]
         lowest_here, highest_here = lowest, highest
         if LISTS > 1:
-            reads = reads & own[None, :] & (row[None, :] // PER == part[:, None])
+            reads = reads & own[None, :] & (of_list[None, :] // PER == part[:, None])
             lowest_here = tl.min(tl.where(reads, begin[None, :], NOWHERE), 1)[:, None]
             highest_here = tl.max(tl.where(reads, end[None, :], -1), 1)[:, None]
         at = start + of_block

@@ -165,8 +165,9 @@ def expand(
     first_page: the page of the first candidate of this round; the others' follow.
     """
     lane = tl.arange(0, SHAPE.rows)
-    row = tl.program_id(0) * TILE + lane
-    live = (lane < TILE) & (row < rows)
+    each: tl.constexpr = SHAPE.rows // TILE  # rows that could read a candidate's list; its first does
+    row = tl.program_id(0) * TILE + lane // each
+    live = (lane % each == 0) & (row < rows)
     row = tl.where(live, row, 0).to(tl.int64)
     problem = row // (SEARCH.beam_width * SEARCH.expand)
     index = (row - problem * SEARCH.beam_width * SEARCH.expand).to(tl.int32)
@@ -238,109 +239,135 @@ def expand(
     tl.store(candidates.score + row, returns + value * tl.load(discounts + 1), mask=live)
 
 
-@triton.jit(do_not_specialize=["round"])
-def observe(model, pages, beams, candidates, problems, kept, round, longest, SHAPE: tl.constexpr, SEARCH: tl.constexpr):
-    """Make one kept candidate a beam, and decode its next observation. Grid [B * W].
+@triton.jit
+def recompute(model, pages, beams, candidates, problems, kept, row, round, longest, SHAPE: tl.constexpr,
+              SEARCH: tl.constexpr):  # fmt: skip
+    """Crop a beam's window, and compute it anew onto pages of its own, or take over those of a beam before it."""
+    b = row // SEARCH.beam_width
+    before = tl.load(problems.state + b * FIELDS + TRANSITIONS).to(tl.int32)
+    tokens = beams.tokens + row * (SEARCH.horizon * SHAPE.transition_dim)
+    table = beams.table + row * (SEARCH.entries + 1)
+    transitions = tl.minimum(before + round + 1, SEARCH.entries - 2)
+    oldest = SEARCH.entries - 1 - transitions
+    begin = oldest * SHAPE.slots + SHAPE.action_dim + 1
+    end = (SEARCH.entries - 1) * SHAPE.slots + SHAPE.action_dim + 1
+    window = (before + round + 1 - transitions) * SHAPE.transition_dim
+    if SEARCH.share:
+        shared = share_pages(
+            row, b, candidates.tokens, kept, table, round, transitions, problems.progress, SHAPE, SEARCH
+        )
+        begin = tl.maximum(begin, shared * SHAPE.slots)
+        report_progress(problems.progress, row, round, shared * SHAPE.slots, SHAPE, SEARCH)
+    tl.debug_barrier()
+    compute(
+        begin, end, oldest, table, SEARCH.entries, window, problems.prefix + b * longest,
+        before * SHAPE.transition_dim + SHAPE.observation_dim, tokens, model, pages, problems.progress, row, round,
+        SHAPE, SEARCH, False, SEARCH.share,
+    )  # fmt: skip
+    tl.atomic_add(problems.slots + b, (end - begin).to(tl.int64))
 
-    With `SEARCH.window` its window is cropped and computed anew first, onto pages of its own. The tile's rows are the
-    next 16 tokens as far as they can be guessed: those of the observation before. A guess that the model itself would
-    have drawn is kept, with all it computed; the first that it would not is replaced by what it drew, and is the next
-    tile's first row. So the tokens are those of decoding one by one, to the bit.
+
+@triton.jit(do_not_specialize=["round", "rows"])
+def observe(
+    model, pages, beams, candidates, problems, kept, round, rows, longest, SHAPE: tl.constexpr, SEARCH: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """Make kept candidates beams, and decode their next observations. Grid: `rows` (B * W) over TILE.
+
+    With `SEARCH.window` a beam's window is cropped and computed anew first; TILE is 1. A beam's share of the tile's rows
+    are its next tokens as far as they can be guessed: those of the observation before. A guess that the model itself
+    would have drawn is kept, with all it computed; the first that it would not is replaced by what it drew, and is the
+    beam's first row in the next pass. So the tokens are those of decoding one by one, to the bit.
 
     kept: [B, W] int64, which candidate each beam continues.
     """
-    row = tl.program_id(0).to(tl.int64)
-    if SEARCH.share:
-        row = take_ticket(problems.progress, round)
-    b = row // SEARCH.beam_width
     lane = tl.arange(0, SHAPE.rows)
-    alone = lane == 0
+    each: tl.constexpr = SHAPE.rows // TILE
+    ahead = lane % each  # of its beam's first row
+    first_row = tl.program_id(0).to(tl.int64) * TILE
+    if SEARCH.share:
+        first_row = take_ticket(problems.progress, round)
+    row = first_row + lane // each
+    there = row < rows
+    row = tl.where(there, row, 0)
+    alone = there & (ahead == 0)
+    b = row // SEARCH.beam_width
     source = b * (SEARCH.beam_width * SEARCH.expand) + tl.load(kept + row)
     state = problems.state + b * FIELDS
-    seed = tl.load(state + SEED) + lane * 0
-    number = tl.load(state + NUMBER) + lane * 0
+    seed, number = tl.load(state + SEED), tl.load(state + NUMBER)
     before = tl.load(state + TRANSITIONS).to(tl.int32)
     OBSERVATION: tl.constexpr = SEARCH.observation_rule
     planned_most: tl.constexpr = SEARCH.horizon * SHAPE.transition_dim
     done_tokens = round * SHAPE.transition_dim + SHAPE.action_dim + 2
     tokens = beams.tokens + row * planned_most
-    table = beams.table + row * (SEARCH.entries + 1)
-    zero = lane * 0
-    copy(candidates.tokens + source * planned_most + zero, tokens + zero, done_tokens, alone)
-    rewards = beams.rewards + row * SEARCH.horizon
-    copy(candidates.rewards + source * SEARCH.horizon + zero, rewards + zero, round + 1, alone)
-    tl.store(beams.returns + row, tl.load(candidates.returns + source))
-    prefix = problems.prefix + b * longest
-    length = before * SHAPE.transition_dim + SHAPE.observation_dim
+    copy(candidates.tokens + source * planned_most, tokens, done_tokens, alone)
+    copy(candidates.rewards + source * SEARCH.horizon, beams.rewards + row * SEARCH.horizon, round + 1, alone)
+    tl.store(beams.returns + row, tl.load(candidates.returns + source), mask=alone)
     transitions = before + round + 1
     if SEARCH.window:
         transitions = tl.minimum(transitions, SEARCH.entries - 2)
-        oldest = SEARCH.entries - 1 - transitions
-        begin = oldest * SHAPE.slots + SHAPE.action_dim + 1
-        end = (SEARCH.entries - 1) * SHAPE.slots + SHAPE.action_dim + 1
-        window = (before + round + 1 - transitions) * SHAPE.transition_dim
-        if SEARCH.share:
-            shared = share_pages(
-                row, b, candidates.tokens, kept, table, round, transitions, problems.progress, SHAPE, SEARCH
-            )
-            begin = tl.maximum(begin, shared * SHAPE.slots)
-            report_progress(problems.progress, row, round, shared * SHAPE.slots, SHAPE, SEARCH)
-        tl.debug_barrier()
-        compute(
-            begin, end, oldest, table, SEARCH.entries, window, prefix, length, tokens, model, pages,
-            problems.progress, row, round, SHAPE, SEARCH, False, SEARCH.share,
-        )  # fmt: skip
-        tl.atomic_add(problems.slots + b, (end - begin).to(tl.int64))
+        recompute(model, pages, beams, candidates, problems, kept, first_row, round, longest, SHAPE, SEARCH)
     else:
-        oldest = tl.maximum(SEARCH.entries - 1 - transitions, 0)
-        copy(candidates.table + source * (SEARCH.entries + 1) + zero, table + zero, SEARCH.entries + 1, alone)
-    tl.debug_barrier()  # the guess reads tokens that other threads have just copied
-    fed = tokens + done_tokens - 1  # the value token, then the observation's
-    now = (before + round) * SHAPE.transition_dim
-    guess = 0
-    while guess < SHAPE.observation_dim:
-        at = guess + lane
-        mask = at < SHAPE.observation_dim
-        tl.store(fed + 1 + at, _sequence(now + at, prefix, length, tokens, mask), mask=mask)
-        guess += SHAPE.rows
-    tl.debug_barrier()
-    column = tl.arange(0, SHAPE.padded)[None, :]
+        count: tl.constexpr = SEARCH.entries + 1
+        copy(candidates.table + source * count, beams.table + row * count, count, alone)
+    oldest = tl.maximum(SEARCH.entries - 1 - transitions, 0)
     entry = SEARCH.entries - 1
     ordinal = entry if SEARCH.window else SEARCH.context_pages + round
-    done = 0
-    tiles = oldest * 0
-    while done <= SHAPE.observation_dim:
-        at = done + lane
-        live = at <= SHAPE.observation_dim
+    tl.debug_barrier()  # what follows reads tokens and tables that other threads have just copied
+    lists = beams.table + first_row * (SEARCH.entries + 1)
+    steps = beams.steps + first_row * SEARCH.steps
+    share_tile(steps, oldest, alone, entry, lists, SEARCH.entries + 1, SEARCH.entries, SHAPE, TILE)
+    fed = tokens + done_tokens - 1  # the value token, then the observation's
+    now = (before + round) * SHAPE.transition_dim
+    length = before * SHAPE.transition_dim + SHAPE.observation_dim
+    prefix = problems.prefix + b * longest
+    start = 0
+    while start < SHAPE.observation_dim:
+        at = start + tl.arange(0, COPY)[None, :]
+        mask = alone[:, None] & (at < SHAPE.observation_dim)
+        guess = _sequence(now[:, None] + at, prefix[:, None], length[:, None], tokens[:, None], mask)
+        tl.store(fed[:, None] + 1 + at, guess, mask=mask)
+        start += COPY
+    tl.debug_barrier()
+    column = tl.arange(0, SHAPE.padded)[None, :]
+    done = lane * 0
+    passes = lane * 0
+    slowest = 0
+    while slowest <= SHAPE.observation_dim:
+        at = done + ahead
+        live = there & (at <= SHAPE.observation_dim)
         if not SEARCH.draft:
             live = live & alone
         token = tl.load(fed + at, mask=live, other=0).to(tl.int32)
         slot = tl.where(at == 0, SHAPE.slots, tl.where(live, SHAPE.action_dim + at, 0))
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
         hidden = forward(
-            x, slot, live, oldest + zero, entry, ordinal, table, 0, table, SEARCH.entries, model, pages, SHAPE, 1,
-            False, False,
+            x, slot, live, oldest, entry, ordinal, lists, SEARCH.entries + 1, steps, SEARCH.entries, model, pages,
+            SHAPE, TILE, False, False,
         )  # fmt: skip
         logits = tl.full((SHAPE.rows, SHAPE.padded), 0.0, tl.float32)
-        count = tl.sum(live.to(tl.int32), 0)
-        for i in tl.range(0, count, disable_licm=True):  # each row has another head
-            head = tl.where(done + i == 0, SHAPE.transition_dim - 1, done + i - 1)
-            logits = tl.where((lane == i)[:, None], logits_after(hidden, head, model, SHAPE), logits)
+        furthest = tl.max(tl.where(live, at, 0), 0)
+        for place in tl.range(slowest, furthest + 1, disable_licm=True):  # tokens at different places have other heads
+            head = tl.where(place == 0, SHAPE.transition_dim - 1, place - 1)
+            logits = tl.where((at == place)[:, None], logits_after(hidden, head, model, SHAPE), logits)
         p = probabilities(logits, SHAPE.vocabulary, OBSERVATION)
-        noise = uniform(seed, number, lane * 0 + (row - b * SEARCH.beam_width).to(tl.int32), done_tokens + at)
+        noise = uniform(seed, number, (row - b * SEARCH.beam_width).to(tl.int32), done_tokens + at)
         drawn = draw(p, noise, SHAPE.vocabulary, OBSERVATION)
         guessed = tl.load(fed + at + 1, mask=live & (at < SHAPE.observation_dim), other=0)
         wrong = live & (at < SHAPE.observation_dim) & (drawn != guessed)
-        right = tl.min(tl.where(wrong, lane, count - 1), 0) + 1
-        check_logits(logits, live & (lane < right), done_tokens + at, problems, SHAPE)
+        right = tl.where(wrong, ahead + 1, tl.where(live, each, ahead))
+        right = tl.broadcast_to(tl.min(tl.reshape(right, (TILE, each)), 1)[:, None], (TILE, each))
+        right = tl.reshape(right, (SHAPE.rows,))
+        check_logits(logits, live & (ahead < right), done_tokens + at, problems, SHAPE)
         tl.debug_barrier()  # every thread has read the guess: all have to find the same tokens right
-        tl.store(fed + at + 1, drawn, mask=live & (at < SHAPE.observation_dim) & (lane >= right - 1))
-        last = live & (at == SHAPE.observation_dim) & (lane < right)
-        tl.store(beams.logits + row * SHAPE.padded + column + lane[:, None] * 0, logits, mask=last[:, None])
+        tl.store(fed + at + 1, drawn, mask=live & (at < SHAPE.observation_dim) & (ahead >= right - 1))
+        last = live & (at == SHAPE.observation_dim) & (ahead < right)
+        tl.store((beams.logits + row * SHAPE.padded)[:, None] + column, logits, mask=last[:, None])
         done += right
-        tiles += 1
+        passes += (right > 0).to(tl.int32)
+        slowest = tl.min(tl.where(there, done, SHAPE.observation_dim + 1), 0)
         tl.debug_barrier()
-    tl.atomic_add(problems.tiles + b, tiles.to(tl.int64))
+    tl.atomic_add(problems.tiles + b, passes.to(tl.int64), mask=alone)
 
 
 @triton.jit(do_not_specialize=["rounds"])

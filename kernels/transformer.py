@@ -412,7 +412,8 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
     end = begin + tl.where(is_value, SHAPE.action_dim, slot)
     if not IS_GOAL:
         begin = first_seen(entry, slot, oldest, SHAPE)
-    own = tl.load(lists + tl.arange(0, SHAPE.rows) * stride + entry, mask=live, other=0).to(tl.int64)
+    of_list = tl.arange(0, SHAPE.rows) // (SHAPE.rows // LISTS)
+    own = tl.load(lists + of_list * stride + entry, mask=live, other=0).to(tl.int64)
     stored = own[:, None] * SHAPE.page_size + (slot[:, None] * HEAD + (c // HEAD * (SLOTS * HEAD) + c % HEAD)[None, :])
     has_slot = (live & (slot < SLOTS))[:, None]
     pair = h % (HEAD // 2)

@@ -16,7 +16,8 @@ from ttengine.planner import Planner
 pytest.importorskip("triton")
 
 
-def test_each_verb_gives_what_the_reference_engines_gives(poison: Poison, shuffled: list[int]) -> None:
+@pytest.mark.parametrize("tile", [1, 2, 4], ids="tile-{}".format)
+def test_each_verb_gives_what_the_reference_engines_gives(poison: Poison, shuffled: list[int], tile: int) -> None:
     """Expand, observe, expand and take, of beams that are kept in an order of the test's own."""
     checkpoint = make_checkpoint(layers=2, heads=2, width=32, context=2)
     config = PlanConfig(horizon=2, beam_width=3, expand=2, context_kind="rolling", engine="triton")
@@ -28,6 +29,7 @@ def test_each_verb_gives_what_the_reference_engines_gives(poison: Poison, shuffl
     with torch.inference_mode():
         for engine in (ours, theirs):
             engine.prefill([prefix], None, [NoiseKey(5, 2)])
+        ours._memory.rows_of_a_tile = ours._memory.beams_of_a_tile = tile
         for round in range(config.horizon):
             mine, wanted = (engine.expand(config.expand) for engine in (ours, theirs))
             assert torch.equal(mine.tokens.cpu(), wanted.tokens)

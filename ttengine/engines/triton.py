@@ -289,9 +289,10 @@ class TritonEngine:
     def observe(self) -> None:
         """Decode the next observation of each beam."""
         memory = self._memory
+        rows, tile = self._kept.numel(), memory.beams_of_a_tile
         self._launch(
-            self._segments.observe, self._kept.numel(), memory.beams, memory.candidates, memory.problems, self._kept,
-            self._round - 1, memory.staged.host["prefix"].shape[1],
+            self._segments.observe, -(-rows // tile), memory.beams, memory.candidates, memory.problems, self._kept,
+            self._round - 1, rows, memory.staged.host["prefix"].shape[1], TILE=tile,
         )  # fmt: skip
 
     def take(self, kept: Tensor) -> Candidates:

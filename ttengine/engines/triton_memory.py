@@ -73,6 +73,15 @@ def rows_of_a_tile(candidates: int, multiprocessors: int, least: int = 1) -> int
     return next((rows for rows in (1, 2, 4, 8) if rows >= least and 2 * candidates <= rows * multiprocessors), 16)
 
 
+def beams_of_a_tile(beams: int, multiprocessors: int, least: int = 1) -> int:
+    """Beams that a program of `observe` takes: as few as leave every program a multiprocessor, or 16.
+
+    The fewer, the more tokens of each are guessed at a time: a plan alone is then done sooner. The more, the less often
+    weights are read, and rows spent on tokens behind a wrong guess: so many plans are done sooner.
+    """
+    return next((each for each in (1, 2, 4, 8) if each >= least and beams <= each * multiprocessors), 16)
+
+
 def room_on(device: torch.device) -> int:
     """Bytes of shared memory that a program may take."""
     if device.type != "cuda":
@@ -158,12 +167,11 @@ class Memory:
         if likelihood:  # a page is copied from one set's to the other's, and once whole read in the rounds to come
             self.turns = 2 * (2 if search.window else search.entries)
         gpu = device.type == "cuda"
-        self.rows_of_a_tile = rows_of_a_tile(
-            B * C,
-            torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1,
-            # with fewer strands than warps, each would be spread over several, and add up in another order
-            1 if shape.heads_beside * shape.split >= WARPS else shape.group,
-        )
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if gpu else 1
+        # with fewer strands than warps, each would be spread over several, and add up in another order
+        least = 1 if shape.heads_beside * shape.split >= WARPS else shape.group
+        self.rows_of_a_tile = rows_of_a_tile(B * C, multiprocessors, least)
+        self.beams_of_a_tile = 1 if search.window else beams_of_a_tile(B * W, multiprocessors, least)
         entries = search.entries if search.window else self.transitions + 1
         first_of_plan = B * self.ring
         self.goal_page = first_of_plan + (0 if search.window else B * entries)
