@@ -77,7 +77,7 @@ def segment(words: list[str], room: str | None) -> tuple[Any, dict[str, Any], di
     types: dict[str, Any] = {"model": Model(part, "*fp32", number, "*fp32"), "pages": part, "beams": ROWS}
     types |= {"candidates": ROWS, "problems": PROBLEMS, "kept": "*i64", "score": "*fp32", "out": "*i32"}
     types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "columns"), "i32")
-    constants = {"SHAPE": shape, "SEARCH": search_of(window), "TILE": 1 if "alone" in words else 16}
+    constants = {"SHAPE": shape, "SEARCH": search_of(window), "TILE": 1 if window or "alone" in words else 16}
     types |= {"source": ROWS, "target": ROWS, "tokens": "*i64", "token": "i32", "count": "i32"}
     kernel = getattr(branch if name == "branch" else segments, name)
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
@@ -107,16 +107,18 @@ CASES: dict[str, tuple[str, ...]] = {
     **{f"{name} bf16": tuple(TARGETS) for name in ("prefill", "expand", "observe")},
     **{f"{name} fp32": ("sm_80", "sm_90", "sm_100") for name in ("prefill", "expand", "observe")},
     **{f"{name} roomy fp32": ("sm_90",) for name in ("expand", "observe")},
-    "expand alone bf16": ("sm_80", "sm_90", "sm_100"),
+    **{f"{name} alone bf16": ("sm_80", "sm_90", "sm_100") for name in ("expand", "observe")},
+    "observe alone fp32": ("sm_80", "sm_90", "sm_100"),
+    "observe alone roomy fp32": ("sm_90",),
     "expand small bf16": ("sm_80",),
-    "observe small bf16": ("sm_80",),
+    "observe alone small bf16": ("sm_80",),
     "observe window bf16": ("sm_90",),
     "branch bf16": ("sm_90",),
     "branch window bf16": ("sm_90",),
     "take fp32": ("sm_90",),
     **dict.fromkeys(("select_beams", "sample_topk", "paged_attention"), ("sm_90",)),
 }
-"""Kernel, variant -> targets. Tiles of `expand` are of 16 candidates, or of one that is alone."""
+"""Kernel, variant -> targets. Tiles are of 16 candidates or beams, or of one that is alone."""
 
 
 def alignments(signature: dict[str, Any]) -> dict[tuple[int, ...], list[list[Any]]]:

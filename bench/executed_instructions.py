@@ -4,8 +4,8 @@
     python bench/executed_instructions.py --precision fp32 --lines 30
 
 Kernels are compiled for sm_90 and run on `virtual_gpu`, with a horizon and a beam cut short: what a token or a tile
-costs hardly depends on them. A step is a token of `expand`'s tile, a tile of `observe`, the whole of `prefill`.
-Counted are PTX instructions; ptxas drops most moves.
+costs hardly depends on them. A step is a token of `expand`'s tile, of `observe` a pass of one beam (of all in a tile of
+several their share), the whole of `prefill`. Counted are PTX instructions; ptxas drops most moves.
 """
 
 from __future__ import annotations
@@ -52,17 +52,25 @@ def main() -> None:
     parser.add_argument("--preset", default="halfcheetah-medium")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--context", default="rolling", choices=["rolling", "window"])
-    parser.add_argument("--tile", type=int, choices=[1, 2, 4, 8], help="candidates; by default as on a whole GPU")
+    parser.add_argument(
+        "--tile", type=int, choices=[1, 2, 4, 8, 16], help="candidates, and beams; by default as a GPU takes for one plan"
+    )
     parser.add_argument("--lines", type=int, default=10, help="of each kernel, the most expensive ones")
     arguments = parser.parse_args()
     gpu = VirtualGPU()
     plan_on(gpu)
     checkpoint, preset = load(arguments.model), plan_preset(arguments.preset)
-    rows_of_a_tile = triton_memory.rows_of_a_tile
-    triton_memory.rows_of_a_tile = lambda _, __, least: (
-        arguments.tile or rows_of_a_tile(preset.beam_width * preset.expand, MULTIPROCESSORS, least)
-    )
-    settings = {"engine": "triton", "horizon": 2, "beam_width": 4}
+    for name, rows in (
+        ("rows_of_a_tile", preset.beam_width * preset.expand),
+        ("beams_of_a_tile", preset.beam_width),
+    ):
+        rule = getattr(triton_memory, name)
+        setattr(
+            triton_memory,
+            name,
+            lambda _, __, least, rule=rule, rows=rows: arguments.tile or rule(rows, MULTIPROCESSORS, least),
+        )
+    settings = {"engine": "triton", "horizon": 2, "beam_width": max(4, arguments.tile or 0)}
     settings |= {"precision": arguments.precision, "context_kind": arguments.context}
     planner = Planner(checkpoint, dataclasses.replace(preset, **settings), device="cpu")
     plan = planner.plan(*moments_of(checkpoint, 12)[-1])

@@ -61,10 +61,9 @@ def share_lists(steps, lists, stride, begin, live, anchor, tail, SLOTS: tl.const
     and sees as far back as any of its rows.
     """
     ROWS: tl.constexpr = begin.shape[0]
-    EACH: tl.constexpr = ROWS // LISTS
     PER: tl.constexpr = LISTS // GROUP
     row = tl.arange(0, ROWS)
-    of_list = row // EACH
+    of_list = row % LISTS
     start = anchor - BLOCK
     if TAIL > 0:
         start += (TAIL + BLOCK - 1) // BLOCK * BLOCK
@@ -85,7 +84,7 @@ def share_lists(steps, lists, stride, begin, live, anchor, tail, SLOTS: tl.const
         while i < count:
             record = steps + 1 + (found + i) * (1 + LISTS + GROUP)
             tl.store(record, start)
-            tl.store(record + 1 + of_list, (sees & (number == i)).to(tl.int32), mask=row % EACH == 0)
+            tl.store(record + 1 + of_list, (sees & (number == i)).to(tl.int32), mask=row < LISTS)
             tl.store(record + 1 + LISTS + of_list // PER, of_list, mask=leads & (number == i))
             i += 1
         found += count
@@ -121,8 +120,7 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
             positions turn.
         keys, values: pointers to slot 0 of page 0 of the first head, of the numbers' type; a page is `page_size`
             further, a head SLOTS * HEAD, a slot HEAD.
-        lists: pointer to the first of LISTS lists, each `stride` after the one before; neighbouring rows read the same,
-            as many as there are to a list.
+        lists: pointer to the first of LISTS lists, each `stride` after the one before; row r reads list r % LISTS.
         steps: of lists that are SHARED, what `share_lists` found: how many lists of blocks are to be read, then of each
             1 + LISTS + GROUP int32: its first slot, for each list whether the block is its own too, and for each part
             the list that it is read of. Others are read one after the other.
@@ -140,7 +138,6 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     HEADS: tl.constexpr = query.shape[0]
     ROWS: tl.constexpr = query.shape[1]
     HEAD: tl.constexpr = query.shape[2]
-    EACH: tl.constexpr = ROWS // LISTS
     BESIDE: tl.constexpr = GROUP * SPLIT
     STRANDS: tl.constexpr = HEADS * BESIDE
     PER: tl.constexpr = LISTS // GROUP
@@ -150,7 +147,7 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     of_block = strand[:, None] % SPLIT * KEYS + tl.arange(0, KEYS)[None, :]
     of_head = (strand // BESIDE * (SLOTS * HEAD))[:, None]
     part = strand // SPLIT % GROUP
-    of_list = tl.arange(0, ROWS) // EACH
+    of_list = tl.arange(0, ROWS) % LISTS
     d = tl.arange(0, HEAD)[None, None, :]
     query = tl.broadcast_to(query.to(kind)[:, None], (HEADS, BESIDE, ROWS, HEAD))
     query = factor(tl.reshape(query, (STRANDS, ROWS, HEAD)), kind)

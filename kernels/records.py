@@ -35,11 +35,11 @@ class Search:
     share: bool = False
     """compute what the beams' windows have in common once (`sharing`)"""
     blocks: int = 0
-    """most blocks that `expand` reads of a list (`Shape.blocks`)"""
+    """most blocks that `expand` and `observe` read of a list (`Shape.blocks`)"""
 
     @property
     def steps(self) -> int:
-        """Numbers with which a tile of up to 16 candidates says what their lists have in common, a candidate."""
+        """Numbers with which a tile of up to 16 rows says what their lists have in common, a row."""
         return 1 + 10 * self.blocks
 
 
@@ -61,7 +61,7 @@ class Rows(NamedTuple):
     score: Any
     """candidates: [...] float32, returns plus discounted value; beams: unused"""
     steps: Any
-    """candidates: [whole tiles, `Search.steps`] int32, what the lists of each have in common (`share_lists`)"""
+    """[whole tiles, `Search.steps`] int32, what the lists of each have in common (`share_lists`)"""
 
 
 class Problems(NamedTuple):
@@ -89,7 +89,7 @@ class Problems(NamedTuple):
     fault: Any
     """[1] int64: least code of what went wrong (`fault_code`), at least `NO_FAULT` if nothing did"""
     tiles: Any
-    """[B] int64: tiles of observations passed through the model in `observe`"""
+    """[B] int64: passes of beams through the model in `observe`"""
     slots: Any
     """[B] int64: slots of windows computed anew in `observe`"""
     progress: Any

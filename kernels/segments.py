@@ -1,8 +1,8 @@
 """The segments of a search, one Triton kernel each: prefill, expand, observe; and taking candidates off the device.
 
 Between two selections rows do not need each other, so a program carries its rows through a whole segment: all tokens,
-all layers, draws included. `expand` has a tile of candidates in a program, one token of each at a time. `prefill` and
-`observe` have one sequence in a program and a tile of its tokens at a time.
+all layers, draws included. `expand` has a tile of candidates in a program, one token of each at a time; `prefill` one
+sequence, a tile of its tokens at a time; `observe` a tile of beams, as many tokens of each as there are rows for.
 """
 
 from __future__ import annotations
@@ -165,9 +165,8 @@ def expand(
     first_page: the page of the first candidate of this round; the others' follow.
     """
     lane = tl.arange(0, SHAPE.rows)
-    each: tl.constexpr = SHAPE.rows // TILE  # rows that could read a candidate's list; its first does
-    row = tl.program_id(0) * TILE + lane // each
-    live = (lane % each == 0) & (row < rows)
+    row = tl.program_id(0) * TILE + lane
+    live = (lane < TILE) & (row < rows)
     row = tl.where(live, row, 0).to(tl.int64)
     problem = row // (SEARCH.beam_width * SEARCH.expand)
     index = (row - problem * SEARCH.beam_width * SEARCH.expand).to(tl.int32)
@@ -283,11 +282,12 @@ def observe(
     """
     lane = tl.arange(0, SHAPE.rows)
     each: tl.constexpr = SHAPE.rows // TILE
-    ahead = lane % each  # of its beam's first row
+    ahead = lane // TILE  # tokens after its beam's first
     first_row = tl.program_id(0).to(tl.int64) * TILE
     if SEARCH.share:
         first_row = take_ticket(problems.progress, round)
-    row = first_row + lane // each
+    row = first_row + lane % TILE
+    beside = lane[:, None] % TILE == lane[None, :] % TILE
     there = row < rows
     row = tl.where(there, row, 0)
     alone = there & (ahead == 0)
@@ -356,8 +356,7 @@ def observe(
         guessed = tl.load(fed + at + 1, mask=live & (at < SHAPE.observation_dim), other=0)
         wrong = live & (at < SHAPE.observation_dim) & (drawn != guessed)
         right = tl.where(wrong, ahead + 1, tl.where(live, each, ahead))
-        right = tl.broadcast_to(tl.min(tl.reshape(right, (TILE, each)), 1)[:, None], (TILE, each))
-        right = tl.reshape(right, (SHAPE.rows,))
+        right = tl.min(tl.where(beside, right[None, :], each), 1)
         check_logits(logits, live & (ahead < right), done_tokens + at, problems, SHAPE)
         tl.debug_barrier()  # every thread has read the guess: all have to find the same tokens right
         tl.store(fed + at + 1, drawn, mask=live & (at < SHAPE.observation_dim) & (ahead >= right - 1))

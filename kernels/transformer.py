@@ -1,8 +1,8 @@
 """A tile of tokens through all layers of the Transformer, inside one Triton program.
 
-The rows of a tile are tokens: one each of several sequences, or several neighbours of one sequence. A row says where
-its token stands by an *entry* of its list of pages and a *slot* of that page; everything else follows. All rows of a
-tile write their keys and values before any row reads, so neighbours of one sequence see each other.
+The rows of a tile are tokens of one sequence or of several, which take turns. A row says where its token stands by an
+*entry* of its list of pages and a *slot* of that page; everything else follows. All rows of a tile write their keys and
+values before any row reads, so neighbours of one sequence see each other.
 
 A page is one round: slots [action tokens, reward | next observation]. The value token, which no token attends to, has
 no slot; its place is written as slot `Shape.slots`. `ttengine.model` says what is computed.
@@ -351,8 +351,9 @@ def first_seen(entry, slot, oldest, SHAPE: tl.constexpr):
 
 @triton.jit
 def share_tile(steps, oldest, live, entry, lists, stride, count, SHAPE: tl.constexpr, LISTS: tl.constexpr):
-    """Find what the lists of a tile of several sequences have in common, for `forward` at their actions and rewards.
+    """Find what the lists of a tile of several sequences have in common, for `forward` at any token of a round.
 
+    live: [R] bool, the first row of each list that is there.
     steps: pointer to int32, `Search.steps` for each of the LISTS. A tile of so few lists that all are read at once
     shares none, and nothing is written.
     """
@@ -377,8 +378,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
         oldest: [R] int32, the first page of each list that holds anything: an observation.
         entry: which page of its list every token is on.
         ordinal: which page of the plan that is: queries and keys are turned by how far they lie from the first.
-        lists: pointer to the first row's list of pages.
-        stride: from a row's list to the next row's; LISTS is 1, and stride 0, if the tile is of one sequence.
+        lists: pointer to the first of LISTS lists of pages, each `stride` after the one before: row r has list r % LISTS.
         steps: what `share_tile` found; of one sequence unused.
         count: pages of a list; behind them stands the goal's (read if SHAPE.goal).
         pages: pointer to all pages, [page, part, layer, key or value, head, slot, D/A].
@@ -412,9 +412,9 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
     end = begin + tl.where(is_value, SHAPE.action_dim, slot)
     if not IS_GOAL:
         begin = first_seen(entry, slot, oldest, SHAPE)
-    of_list = tl.arange(0, SHAPE.rows) // (SHAPE.rows // LISTS)
+    of_list = tl.arange(0, SHAPE.rows) % LISTS
     own = tl.load(lists + of_list * stride + entry, mask=live, other=0).to(tl.int64)
-    stored = own[:, None] * SHAPE.page_size + (slot[:, None] * HEAD + (c // HEAD * (SLOTS * HEAD) + c % HEAD)[None, :])
+    stored, beside = own * SHAPE.page_size + slot * HEAD, c // HEAD * (SLOTS * HEAD) + c % HEAD
     has_slot = (live & (slot < SLOTS))[:, None]
     pair = h % (HEAD // 2)
     if SHAPE.rotary and not IS_GOAL:
@@ -449,8 +449,9 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
             query = tl.reshape(tl.join(query_a, query_b), (SHAPE.rows, HEADS, HEAD)) * (LOG2_E / HEAD**0.5)
             keys = pages + layer * 2 * PART + head * (SLOTS * HEAD)
             values = keys + PART
-            store_factor(keys + stored, factor(key, SHAPE.dtype), has_slot, REST)
-            store_factor(values + stored, factor(value, SHAPE.dtype), has_slot, REST)
+            at = (keys + stored)[:, None] + beside[None, :]
+            store_factor(at, factor(key, SHAPE.dtype), has_slot, REST)
+            store_factor(at + PART, factor(value, SHAPE.dtype), has_slot, REST)
             tl.debug_barrier()  # neighbours in the tile, and later steps, read what was just written
             mixed = attend(
                 tl.permute(query, (1, 0, 2)), keys, values, SHAPE.page_size, lists, stride, steps, begin, end, live,

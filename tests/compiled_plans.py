@@ -1,7 +1,7 @@
 """Plans by compiled kernels without a GPU, every access to memory looked at. Prints JSON; a program of its own.
 
 Whole plans of the triton engine run on `virtual_gpu`, in float32 and in bfloat16, their blocks in another order each
-time, tiles of candidates as on a GPU with many multiprocessors and as on one.
+time, tiles of candidates and beams as on a GPU with many multiprocessors and as on one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[dict[str, Any], bool, list[int]]] = {
     "rolling fp32": ({}, False, [4, 1]),
     "window bf16": ({"precision": "bf16", "context_kind": "window"}, True, [16, 1]),
 }
-"""Settings of the search, whether there is a goal, and candidates of a tile."""
+"""Settings of the search, whether there is a goal, and candidates or beams of a tile."""
 
 
 def content(plan: Plan) -> bytes:
@@ -55,7 +55,7 @@ def main() -> None:
             goal = np.ones(len(moment.observation)) if has_goal else None
             plans = []
             for planner, tile in zip(planners, [0, *tiles], strict=True):
-                triton_memory.rows_of_a_tile = lambda *_, tile=tile: tile
+                triton_memory.rows_of_a_tile = triton_memory.beams_of_a_tile = lambda *_, tile=tile: tile
                 plans.append(planner.plan(*moment, goal=goal, seed=3, step=step))
             theirs, ours, *others = plans
             rows.append(

@@ -20,7 +20,7 @@ from ttengine import engines
 from ttengine.config import PlanConfig, Sampling
 from ttengine.context import Context
 from ttengine.engines import Candidates, NoiseKey, TritonEngine, triton_memory
-from ttengine.engines.triton_memory import rows_of_a_tile
+from ttengine.engines.triton_memory import beams_of_a_tile, rows_of_a_tile
 from ttengine.errors import ConfigError, EngineError, NonFiniteError
 from ttengine.planner import Plan, Planner
 
@@ -155,15 +155,19 @@ def test_the_rows_of_a_tile_change_no_byte(model: dict[str, Any], lists: int) ->
     few, many = [1, 66, 67, 132, 256], [265, 529, 10**6]
     assert [rows_of_a_tile(candidates, 132) for candidates in few + many] == [1, 1, 2, 2, 4, 8, 16, 16]
     assert [rows_of_a_tile(candidates, 132, least=2) for candidates in few + many] == [2, 2, 2, 2, 4, 8, 16, 16]
+    assert [beams_of_a_tile(beams, 132) for beams in (132, 133, 264, 1056, 1057)] == [1, 2, 2, 8, 16]
+    assert beams_of_a_tile(132, 132, least=2) == 2
     config = PlanConfig(horizon=2, beam_width=3, expand=3)
     plans = []
     for rows in (1, 2, 4, 16):
         planner = make_planner(config, **model)
         memory = planner.engine._remember(1)  # type: ignore[attr-defined]
-        memory.rows_of_a_tile = rows
+        memory.rows_of_a_tile = memory.beams_of_a_tile = rows
         plans += episode(planner, 1, goal=bool(model))
     for found in plans[1:]:
         assert_same_bytes(found, plans[0])
+        assert found.counters.observe_tiles >= plans[0].counters.observe_tiles
+    assert found.counters.observe_tiles == 3 * (planner.model.config.observation_dim + 1)  # nothing is guessed
     assert int(memory.candidates.steps[0, 0]) == lists
 
 

@@ -53,7 +53,7 @@ class Counters:
     pages: int = 0
     """most pages of the key/value cache in use at once (cpp; else 0)"""
     observe_tiles: int = 0
-    """passes in which the beams' next observations were decoded, of at most 16 tokens each (triton; else 0); without
+    """passes in which each beam's next observations were decoded, of at most 16 tokens each (triton; else 0); without
     guesses that came true it would be one pass a token: N+1 for each beam and round but the last"""
 
 
