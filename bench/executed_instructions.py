@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--context", default="rolling", choices=["rolling", "window"])
     parser.add_argument(
-        "--tile", type=int, choices=[1, 2, 4, 8, 16], help="candidates, and beams; by default as a GPU takes for one plan"
+        "--tile", type=int, choices=[1, 2, 4, 8, 16], help="candidates or beams; by default as for one plan"
     )
     parser.add_argument("--lines", type=int, default=10, help="of each kernel, the most expensive ones")
     arguments = parser.parse_args()

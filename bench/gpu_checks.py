@@ -29,6 +29,9 @@ from ttengine.planner import Plan, Planner
 STAGES = ("kernels", "plans", "paths", "memcheck")
 """First words of the stages that say whether something is right; the others only measure."""
 
+FULL_TILES = {"rows_of_a_tile": 16, "beams_of_a_tile": 16}
+"""Those of a batch of hundreds."""
+
 WIDTHS = (1, 31, 32, 33, 127, 128, 200, 256)
 
 
@@ -49,6 +52,15 @@ def random_case(preset: str) -> Case:
     """The search of a preset with an untrained model of the released size."""
     body = find_body(preset)
     return Case(random_checkpoint(body.observation_dim, body.action_dim), "random", plan_preset(preset))
+
+
+def with_tiles(planner: Planner, problems: int, **rows: int) -> Planner:
+    """Let a planner take tiles of so many candidates (`rows_of_a_tile`) or beams (`beams_of_a_tile`)."""
+    memory = planner.engine._remember(problems)  # type: ignore[attr-defined]
+    for name, count in rows.items():
+        assert hasattr(memory, name)
+        setattr(memory, name, count)
+    return planner
 
 
 def correct(report: Mapping[str, Any]) -> bool:
@@ -119,6 +131,7 @@ def graphs_are_where_they_belong(graphs: Mapping[str, bool], gpu: bool) -> bool:
 def check_paths(case: Case) -> dict[str, Any]:
     """The graph is replayed; drafts come true; neither changes a byte; a batch plans like its problems alone.
 
+    A batch also in tiles as full as those of a large one.
     What comes back through the graph is what the reference engine plans, near-ties aside: for one moment at least.
     """
     moments = moments_of(case.checkpoint, 3)
@@ -128,10 +141,11 @@ def check_paths(case: Case) -> dict[str, Any]:
         plans[name] = [planner.plan(*moment, seed=3, step=i) for i, moment in enumerate(moments)]
         graphs[name] = planner.engine._memory.graph is not None  # type: ignore[attr-defined]
     found = {name: [plan.actions.tobytes() + plan.score.tobytes() for plan in some] for name, some in plans.items()}
-    batch = case.planner().plan(
-        np.stack([m.observation for m in moments]), [m.context for m in moments], seed=[3, 3, 3], step=[0, 1, 2]
-    )
-    found["batch"] = [batch.actions[b].tobytes() + batch.score[b].tobytes() for b in range(3)]
+    for name, rows in (("batch", {}), ("full tiles", FULL_TILES)):
+        batch = with_tiles(case.planner(), 3, **rows).plan(
+            np.stack([m.observation for m in moments]), [m.context for m in moments], seed=[3, 3, 3], step=[0, 1, 2]
+        )
+        found[name] = [batch.actions[b].tobytes() + batch.score[b].tobytes() for b in range(3)]
     tiles, tiles_without_drafts = (
         sum(plan.counters.observe_tiles for plan in plans[name]) for name in ("as is", "no drafts")
     )

@@ -27,10 +27,23 @@ from typing import Any
 
 import find_ttengine  # noqa: F401 - finds it
 import torch
-from gpu_checks import Case, check_kernels, check_paths, check_plans, correct, memcheck, random_case, tiny_plans
+from gpu_checks import (
+    FULL_TILES,
+    Case,
+    check_kernels,
+    check_paths,
+    check_plans,
+    correct,
+    memcheck,
+    random_case,
+    tiny_plans,
+    with_tiles,
+)
 from gpu_times import (
     CONTEXTS,
     PRESETS,
+    THROUGHPUT,
+    TILES,
     VARIANTS,
     attempt,
     batches,
@@ -97,7 +110,8 @@ def compile_ahead(presets: Sequence[str]) -> dict[str, Any]:
     """
     jobs = [(preset, json.dumps(variant)) for preset in presets for variant in VARIANTS]
     jobs += [(preset, context) for preset in presets for context in CONTEXTS] + [(presets[0], "tiny plans")]
-    jobs += [(presets[0], json.dumps({"precision": "fp32", "draft": False}))]
+    jobs += [(presets[0], json.dumps(variant)) for variant in ({"draft": False}, {"rows": 16})]
+    jobs += [(preset, json.dumps({**THROUGHPUT, "rows": rows})) for preset in presets[:2] for rows in TILES]
     workers = min(len(jobs), os.cpu_count() or 1, 16)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         done = list(pool.map(compile_one, *zip(*jobs, strict=True)))
@@ -106,7 +120,10 @@ def compile_ahead(presets: Sequence[str]) -> dict[str, Any]:
 
 
 def compile_one(preset: str, what: str) -> dict[str, Any]:
-    """Plan once with a variant of the triton engine (as JSON), with PyTorch compiled for a context, or tiny ones."""
+    """Plan once with a variant of the triton engine (as JSON), with PyTorch compiled for a context, or tiny ones.
+
+    A variant may name the rows of its tiles.
+    """
 
     def plan() -> dict[str, Any]:
         if what == "tiny plans":
@@ -116,7 +133,9 @@ def compile_one(preset: str, what: str) -> dict[str, Any]:
         if what in CONTEXTS:
             planner = pytorch(case, what, compiled=True)
         else:
-            planner = case.planner(**json.loads(what), graph=False)
+            variant = json.loads(what)
+            tiles = dict.fromkeys(FULL_TILES, variant.pop("rows")) if "rows" in variant else {}
+            planner = with_tiles(case.planner(**variant, graph=False), 1, **tiles)
         planner.plan(*moments_of(case.checkpoint, 1)[0])
         return {}
 

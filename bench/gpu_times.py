@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-from gpu_checks import Case
+from gpu_checks import FULL_TILES, Case, with_tiles
 from harness import percentile
 from naive_engine import time_naive
 from plan_inputs import BODIES, Moment, cropped, find_body, moments_of
@@ -177,15 +177,19 @@ def one_batch(case: Case, moments: Sequence[Moment], size: int, repeats: int) ->
 
 
 def tiles(case: Case, plans: int, limit_s: float) -> dict[str, Any]:
-    """Latency with tiles of `expand` of each size, bfloat16, rolling; and the size that the engine takes by itself."""
+    """Latency with tiles of each size, of candidates and of beams; and the sizes that the engine takes by itself.
+
+    In bfloat16, with a rolling context.
+    """
     moments = moments_of(case.checkpoint, plans + 500)
     result: dict[str, Any] = {"weights": case.weights}
-    for rows in TILES:
-        planner = case.planner(**THROUGHPUT)
-        memory = planner.engine._remember(1)  # type: ignore[attr-defined]
-        result.setdefault("taken", memory.rows_of_a_tile)
-        memory.rows_of_a_tile = rows
-        result[str(rows)] = attempt(lambda p=planner: timed(p, moments, plans, limit_s / len(TILES)))
+    for kind in FULL_TILES:
+        memory = case.planner(**THROUGHPUT).engine._remember(1)  # type: ignore[attr-defined]
+        result[kind] = {"taken": getattr(memory, kind)}
+        for rows in TILES:
+            planner = with_tiles(case.planner(**THROUGHPUT), 1, **{kind: rows})
+            limit = limit_s / len(TILES) / len(FULL_TILES)
+            result[kind][str(rows)] = attempt(lambda p=planner, s=limit: timed(p, moments, plans, s))
     return result
 
 

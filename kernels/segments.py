@@ -273,10 +273,10 @@ def observe(
 ):  # fmt: skip
     """Make kept candidates beams, and decode their next observations. Grid: `rows` (B * W) over TILE.
 
-    With `SEARCH.window` a beam's window is cropped and computed anew first; TILE is 1. A beam's share of the tile's rows
-    are its next tokens as far as they can be guessed: those of the observation before. A guess that the model itself
-    would have drawn is kept, with all it computed; the first that it would not is replaced by what it drew, and is the
-    beam's first row in the next pass. So the tokens are those of decoding one by one, to the bit.
+    With `SEARCH.window` a beam's window is cropped and computed anew first; TILE is 1. A tile's beams take turns in its
+    rows. Those of one are its next tokens as far as they can be guessed: those of the observation before. A guess that
+    the model itself would have drawn is kept, with all it computed; the first that it would not is replaced by what it
+    drew, and is the beam's first row in the next pass. So the tokens are those of decoding one by one, to the bit.
 
     kept: [B, W] int64, which candidate each beam continues.
     """

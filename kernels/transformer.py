@@ -378,7 +378,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
         oldest: [R] int32, the first page of each list that holds anything: an observation.
         entry: which page of its list every token is on.
         ordinal: which page of the plan that is: queries and keys are turned by how far they lie from the first.
-        lists: pointer to the first of LISTS lists of pages, each `stride` after the one before: row r has list r % LISTS.
+        lists: pointer to the first of LISTS lists of pages, each `stride` after the one before; row r's is r % LISTS.
         steps: what `share_tile` found; of one sequence unused.
         count: pages of a list; behind them stands the goal's (read if SHAPE.goal).
         pages: pointer to all pages, [page, part, layer, key or value, head, slot, D/A].

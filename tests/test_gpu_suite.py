@@ -267,12 +267,15 @@ def test_a_batch_that_does_not_fit_takes_no_other_with_it(case: Case, monkeypatc
 
 def test_tiles_of_every_size_are_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows_of(planner: Planner, *_: Any) -> dict[str, Any]:
-        return {"rows": planner.engine._remember(1).rows_of_a_tile}  # type: ignore[attr-defined]
+        memory = planner.engine._remember(1)  # type: ignore[attr-defined]
+        return {"rows": (memory.rows_of_a_tile, memory.beams_of_a_tile)}
 
     monkeypatch.setattr(gpu_times, "timed", rows_of)
     found = gpu_times.tiles(case, 1, 1.0)
-    assert [found[str(rows)] for rows in (1, 2, 4, 8, 16)] == [{"rows": rows} for rows in (1, 2, 4, 8, 16)]
-    assert found["taken"] in (1, 2, 4, 8, 16)
+    candidates, beams = (found[kind]["taken"] for kind in ("rows_of_a_tile", "beams_of_a_tile"))
+    for rows in (1, 2, 4, 8, 16):
+        assert found["rows_of_a_tile"][str(rows)] == {"rows": (rows, beams)}
+        assert found["beams_of_a_tile"][str(rows)] == {"rows": (candidates, rows)}
 
 
 def test_first_actions_are_compared_between_precisions(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,9 +383,12 @@ def test_compiling_ahead_plans_once_and_reports_what_fails(case: Case, monkeypat
     monkeypatch.setattr(Planner, "plan", lambda self, *a, **k: planned.append(self) or plan(self, *a, **k))
     variant = gpu_times.VARIANTS[1]
     assert gpu_suite.compile_one("hopper", json.dumps(variant)) == {}
-    (planner,) = planned
+    assert gpu_suite.compile_one("hopper", json.dumps({**variant, "rows": 8})) == {}
+    for planner in planned:
+        assert isinstance(planner.engine, TritonEngine)
+        assert variant.items() <= dataclasses.asdict(planner.config).items()
     assert isinstance(planner.engine, TritonEngine)
-    assert variant.items() <= dataclasses.asdict(planner.config).items()
+    assert planner.engine._memory.beams_of_a_tile == planner.engine._memory.rows_of_a_tile == 8
     assert "ConfigError" in gpu_suite.compile_one("hopper", '{"precision": "fp8"}')["error"]
 
 
