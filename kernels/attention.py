@@ -138,18 +138,20 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     HEADS: tl.constexpr = query.shape[0]
     ROWS: tl.constexpr = query.shape[1]
     HEAD: tl.constexpr = query.shape[2]
-    BESIDE: tl.constexpr = GROUP * SPLIT
-    STRANDS: tl.constexpr = HEADS * BESIDE
+    STRANDS: tl.constexpr = GROUP * HEADS * SPLIT
     PER: tl.constexpr = LISTS // GROUP
     BLOCK: tl.constexpr = SPLIT * KEYS
     kind: tl.constexpr = tl.float32 if REST > 0 else keys.dtype.element_ty
     strand = tl.arange(0, STRANDS)
     of_block = strand[:, None] % SPLIT * KEYS + tl.arange(0, KEYS)[None, :]
-    of_head = (strand // BESIDE * (SLOTS * HEAD))[:, None]
-    part = strand // SPLIT % GROUP
+    of_head = (strand // SPLIT % HEADS * (SLOTS * HEAD))[:, None]
+    part = strand // (HEADS * SPLIT)
     of_list = tl.arange(0, ROWS) % LISTS
+    of_part = (of_list // PER)[None, :] == part[:, None]
+    # in a full tile the compiler sees which of a thread's rows are of the other part, and drops what yields nothing
+    APART: tl.constexpr = SHARED and LISTS == ROWS
     d = tl.arange(0, HEAD)[None, None, :]
-    query = tl.broadcast_to(query.to(kind)[:, None], (HEADS, BESIDE, ROWS, HEAD))
+    query = tl.broadcast_to(query.to(kind)[None, :, None], (GROUP, HEADS, SPLIT, ROWS, HEAD))
     query = factor(tl.reshape(query, (STRANDS, ROWS, HEAD)), kind)
     peak = tl.full((STRANDS, ROWS), LEAST, tl.float32)
     total = tl.full((STRANDS, ROWS), 0.0, tl.float32)
@@ -175,7 +177,7 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
             owner = (part * PER + step % PER)[:, None]
         lowest_here, highest_here = lowest, highest
         if LISTS > 1:
-            reads = reads & own[None, :] & (of_list[None, :] // PER == part[:, None])
+            reads = reads & own[None, :] & of_part
             lowest_here = tl.min(tl.where(reads, begin[None, :], NOWHERE), 1)[:, None]
             highest_here = tl.max(tl.where(reads, end[None, :], -1), 1)[:, None]
         at = start + of_block
@@ -197,19 +199,28 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
             back = tl.where(needed, tl.maximum(entry - at // SLOTS, 0) * TURN, 0)
             key = factor(turn(whole(key), turns, back, HEAD, True), kind)
         score = product(query, transposed(key))
+        if APART:
+            seen = seen & of_part[:, :, None]
         score = tl.where(seen, score, NEVER)
         higher = tl.maximum(peak, tl.max(score, 2))
         fade = tl.math.exp2(peak - higher)
         weight = tl.math.exp2(score - higher[:, :, None])
+        if APART:
+            fade = tl.where(of_part, fade, 1.0)
+            weight = tl.where(of_part[:, :, None], weight, 0.0)
         mixed = mixed * fade[:, :, None]
         mixed += product(factor(weight, kind), value)
         total = total * fade + tl.sum(weight, 2)
         peak = higher
-    if BESIDE > 1:
-        peak = tl.reshape(peak, (HEADS, BESIDE, ROWS))
-        total = tl.reshape(total, (HEADS, BESIDE, ROWS))
+    if GROUP > 1:  # only in its own part a row found anything
+        peak = tl.max(tl.reshape(peak, (GROUP, HEADS * SPLIT, ROWS)), 0)
+        total = tl.sum(tl.reshape(total, (GROUP, HEADS * SPLIT, ROWS)), 0)
+        mixed = tl.sum(tl.reshape(mixed, (GROUP, HEADS * SPLIT, ROWS, HEAD)), 0)
+    if SPLIT > 1:
+        peak = tl.reshape(peak, (HEADS, SPLIT, ROWS))
+        total = tl.reshape(total, (HEADS, SPLIT, ROWS))
         top, total = tl.reduce((peak, total), 1, _add_up)
-        mixed = tl.reshape(mixed, (HEADS, BESIDE, ROWS, HEAD))
+        mixed = tl.reshape(mixed, (HEADS, SPLIT, ROWS, HEAD))
         mixed = tl.sum(mixed * tl.math.exp2(peak - top[:, None])[:, :, :, None], 1)
     return mixed / tl.where(live[None, :], total, 1.0)[:, :, None]
 
