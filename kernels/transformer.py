@@ -314,18 +314,14 @@ def layer_norm(x, vectors, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def gelu(x, SHAPE: tl.constexpr):
-    """The exact GELU; for bfloat16 with the error function of Abramowitz and Stegun, 7.1.26, right to 1.5e-7."""
-    if SHAPE.dtype == tl.bfloat16:
-        size = tl.abs(x)
-        d = size * (0.3275911 * 0.7071067811865476) + 1.0
-        t = tl.math.rsqrt(d * d)  # a reciprocal, in one instruction
-        p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
-        tail = 0.5 * p * tl.math.exp2(x * x * -0.7213475204444817)
-        out = tl.maximum(x, 0.0) - size * tail
-    else:
-        out = 0.5 * x * (1.0 + tl.math.erf(x * 0.7071067811865476))
-    return out
+def gelu(x):
+    """GELU, with the error function of Abramowitz and Stegun, 7.1.26, right to 1.5e-7 and a third of the exact one."""
+    size = tl.abs(x)
+    d = size * (0.3275911 * 0.7071067811865476) + 1.0
+    t = tl.math.rsqrt(d * d)  # a reciprocal, in one instruction
+    p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
+    tail = 0.5 * p * tl.math.exp2(x * x * -0.7213475204444817)
+    return tl.maximum(x, 0.0) - size * tail
 
 
 @triton.jit
@@ -466,7 +462,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
         for chunk in tl.range(0, 4 * D // CHUNK, disable_licm=True):
             into, out_of = matrices + 4 * D * D + chunk * CHUNK * D, matrices + 8 * D * D + chunk * CHUNK * D
             hidden = linear(normed, read(into, D, CHUNK, SHAPE), vectors + 8 * D + chunk * CHUNK)
-            hidden = factor(gelu(hidden, SHAPE), SHAPE.dtype)
+            hidden = factor(gelu(hidden), SHAPE.dtype)
             added += product(hidden, read(out_of, CHUNK, D, SHAPE))
         x += added + tl.load(vectors + 12 * D + tl.arange(0, D))[None, :]
     return layer_norm(x, model.vectors + SHAPE.layers * SHAPE.layer_vectors, SHAPE).to(SHAPE.dtype)
