@@ -24,7 +24,7 @@ from ttengine.engines import triton_memory
 from ttengine.planner import Plan, Planner
 
 KINDS: dict[str, tuple[dict[str, Any], bool, list[int]]] = {
-    "rolling fp32": ({}, False, [4, 1]),
+    "rolling fp32": ({}, False, [4, 16, 1]),
     "window bf16": ({"precision": "bf16", "context_kind": "window"}, True, [16, 1]),
 }
 """Settings of the search, whether there is a goal, and candidates or beams of a tile."""
