@@ -60,17 +60,12 @@ def main() -> None:
     gpu = VirtualGPU()
     plan_on(gpu)
     checkpoint, preset = load(arguments.model), plan_preset(arguments.preset)
-    for name, rows in (
-        ("rows_of_a_tile", preset.beam_width * preset.expand),
-        ("beams_of_a_tile", preset.beam_width),
-    ):
-        rule = getattr(triton_memory, name)
-        setattr(
-            triton_memory,
-            name,
-            lambda _, __, least, rule=rule, rows=rows: arguments.tile or rule(rows, MULTIPROCESSORS, least),
-        )
-    settings = {"engine": "triton", "horizon": 2, "beam_width": max(4, arguments.tile or 0)}
+    beams, rule = max(4, arguments.tile or 0), triton_memory.sequences_of_a_tile
+    whole = {beams * preset.expand: preset.beam_width * preset.expand, beams: preset.beam_width}
+    triton_memory.sequences_of_a_tile = lambda cut_short, _, least: (
+        arguments.tile or rule(whole[cut_short], MULTIPROCESSORS, least)
+    )
+    settings = {"engine": "triton", "horizon": 2, "beam_width": beams}
     settings |= {"precision": arguments.precision, "context_kind": arguments.context}
     planner = Planner(checkpoint, dataclasses.replace(preset, **settings), device="cpu")
     plan = planner.plan(*moments_of(checkpoint, 12)[-1])

@@ -29,7 +29,7 @@ from ttengine.planner import Plan, Planner
 STAGES = ("kernels", "plans", "paths", "memcheck")
 """First words of the stages that say whether something is right; the others only measure."""
 
-FULL_TILES = {"rows_of_a_tile": 16, "beams_of_a_tile": 16}
+FULL_TILES = {"candidates_of_a_tile": 16, "beams_of_a_tile": 16}
 """Those of a batch of hundreds."""
 
 WIDTHS = (1, 31, 32, 33, 127, 128, 200, 256)
@@ -55,7 +55,7 @@ def random_case(preset: str) -> Case:
 
 
 def with_tiles(planner: Planner, problems: int, **rows: int) -> Planner:
-    """Let a planner take tiles of so many candidates (`rows_of_a_tile`) or beams (`beams_of_a_tile`)."""
+    """Let a planner take tiles of so many candidates (`candidates_of_a_tile`) or beams (`beams_of_a_tile`)."""
     memory = planner.engine._remember(problems)  # type: ignore[attr-defined]
     for name, count in rows.items():
         assert hasattr(memory, name)

@@ -55,7 +55,7 @@ def main() -> None:
             goal = np.ones(len(moment.observation)) if has_goal else None
             plans = []
             for planner, tile in zip(planners, [0, *tiles], strict=True):
-                triton_memory.rows_of_a_tile = triton_memory.beams_of_a_tile = lambda *_, tile=tile: tile
+                triton_memory.sequences_of_a_tile = lambda *_, tile=tile: tile
                 plans.append(planner.plan(*moment, goal=goal, seed=3, step=step))
             theirs, ours, *others = plans
             rows.append(

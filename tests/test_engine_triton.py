@@ -20,7 +20,7 @@ from ttengine import engines
 from ttengine.config import PlanConfig, Sampling
 from ttengine.context import Context
 from ttengine.engines import Candidates, NoiseKey, TritonEngine, triton_memory
-from ttengine.engines.triton_memory import beams_of_a_tile, rows_of_a_tile
+from ttengine.engines.triton_memory import sequences_of_a_tile
 from ttengine.errors import ConfigError, EngineError, NonFiniteError
 from ttengine.planner import Plan, Planner
 
@@ -146,23 +146,21 @@ def test_batch_elements_do_not_influence_each_other() -> None:
     [({}, 8), ({"observation_dim": 40, "layers": 1, "goal": True}, 1 + 8 + 3 + 1)],
     ids=["one-block", "goal-and-blocks"],
 )
-def test_the_rows_of_a_tile_change_no_byte(model: dict[str, Any], lists: int) -> None:
+def test_the_size_of_tiles_changes_no_byte(model: dict[str, Any], lists: int) -> None:
     """One a program where there are multiprocessors to spare, 16 in large batches; more than two share lists.
 
     Of the lists of nine candidates, eight of them in one part of a tile of 16, a block without their own pages is the
     same: the goal's, and the oldest; one that ends in their beams' is as many.
     """
     few, many = [1, 66, 67, 132, 256], [265, 529, 10**6]
-    assert [rows_of_a_tile(candidates, 132) for candidates in few + many] == [1, 1, 2, 2, 4, 8, 16, 16]
-    assert [rows_of_a_tile(candidates, 132, least=2) for candidates in few + many] == [2, 2, 2, 2, 4, 8, 16, 16]
-    assert [beams_of_a_tile(beams, 132) for beams in (132, 133, 264, 1056, 1057)] == [1, 2, 2, 8, 16]
-    assert beams_of_a_tile(132, 132, least=2) == 2
+    assert [sequences_of_a_tile(count, 132) for count in few + many] == [1, 1, 2, 2, 4, 8, 16, 16]
+    assert [sequences_of_a_tile(count, 132, least=2) for count in few + many] == [2, 2, 2, 2, 4, 8, 16, 16]
     config = PlanConfig(horizon=2, beam_width=3, expand=3)
     plans = []
     for rows in (1, 2, 4, 16):
         planner = make_planner(config, **model)
         memory = planner.engine._remember(1)  # type: ignore[attr-defined]
-        memory.rows_of_a_tile = memory.beams_of_a_tile = rows
+        memory.candidates_of_a_tile = memory.beams_of_a_tile = rows
         plans += episode(planner, 1, goal=bool(model))
     for found in plans[1:]:
         assert_same_bytes(found, plans[0])
@@ -322,11 +320,12 @@ def test_broken_logits_and_scores_are_errors_that_name_the_round() -> None:
 
 def test_a_tile_has_a_strand_for_every_warp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or its sums would run in another order than those of larger tiles: so wide heads are not planned for alone."""
-    monkeypatch.setattr(triton_memory, "rows_of_a_tile", lambda candidates, multiprocessors, least: least)
+    monkeypatch.setattr(triton_memory, "sequences_of_a_tile", lambda sequences, multiprocessors, least: least)
     for width, heads, least in ((32, 2, 1), (128, 4, 1), (64, 1, 2), (256, 4, 2)):
         for precision in ("fp32", "bf16"):
             planner = make_planner(PlanConfig(precision=precision), width=width, heads=heads)  # type: ignore[arg-type]
-            assert planner.engine._remember(1).rows_of_a_tile == least  # type: ignore[attr-defined]
+            memory = planner.engine._remember(1)  # type: ignore[attr-defined]
+            assert memory.candidates_of_a_tile == memory.beams_of_a_tile == least
 
 
 def test_weights_beyond_float16_are_refused() -> None:

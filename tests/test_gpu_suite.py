@@ -268,13 +268,13 @@ def test_a_batch_that_does_not_fit_takes_no_other_with_it(case: Case, monkeypatc
 def test_tiles_of_every_size_are_timed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows_of(planner: Planner, *_: Any) -> dict[str, Any]:
         memory = planner.engine._remember(1)  # type: ignore[attr-defined]
-        return {"rows": (memory.rows_of_a_tile, memory.beams_of_a_tile)}
+        return {"rows": (memory.candidates_of_a_tile, memory.beams_of_a_tile)}
 
     monkeypatch.setattr(gpu_times, "timed", rows_of)
     found = gpu_times.tiles(case, 1, 1.0)
-    candidates, beams = (found[kind]["taken"] for kind in ("rows_of_a_tile", "beams_of_a_tile"))
+    candidates, beams = (found[kind]["taken"] for kind in ("candidates_of_a_tile", "beams_of_a_tile"))
     for rows in (1, 2, 4, 8, 16):
-        assert found["rows_of_a_tile"][str(rows)] == {"rows": (rows, beams)}
+        assert found["candidates_of_a_tile"][str(rows)] == {"rows": (rows, beams)}
         assert found["beams_of_a_tile"][str(rows)] == {"rows": (candidates, rows)}
 
 
@@ -388,7 +388,7 @@ def test_compiling_ahead_plans_once_and_reports_what_fails(case: Case, monkeypat
         assert isinstance(planner.engine, TritonEngine)
         assert variant.items() <= dataclasses.asdict(planner.config).items()
     assert isinstance(planner.engine, TritonEngine)
-    assert planner.engine._memory.beams_of_a_tile == planner.engine._memory.rows_of_a_tile == 8
+    assert planner.engine._memory.beams_of_a_tile == planner.engine._memory.candidates_of_a_tile == 8
     assert "ConfigError" in gpu_suite.compile_one("hopper", '{"precision": "fp8"}')["error"]
 
 

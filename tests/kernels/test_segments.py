@@ -29,7 +29,7 @@ def test_each_verb_gives_what_the_reference_engines_gives(poison: Poison, shuffl
     with torch.inference_mode():
         for engine in (ours, theirs):
             engine.prefill([prefix], None, [NoiseKey(5, 2)])
-        ours._memory.rows_of_a_tile = ours._memory.beams_of_a_tile = tile
+        ours._memory.candidates_of_a_tile = ours._memory.beams_of_a_tile = tile
         for round in range(config.horizon):
             mine, wanted = (engine.expand(config.expand) for engine in (ours, theirs))
             assert torch.equal(mine.tokens.cpu(), wanted.tokens)

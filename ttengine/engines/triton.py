@@ -246,7 +246,7 @@ class TritonEngine:
             )
         if self._round == 0:
             self._prefill()
-        rows, tile = memory.candidates.returns.numel(), memory.rows_of_a_tile
+        rows, tile = memory.candidates.returns.numel(), memory.candidates_of_a_tile
         first_page = memory.first_page + self._round % memory.turns * rows
         self._launch(
             self._segments.expand, -(-rows // tile), memory.beams, memory.candidates, memory.problems,

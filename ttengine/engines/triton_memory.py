@@ -64,22 +64,13 @@ def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -
     return shape, search
 
 
-def rows_of_a_tile(candidates: int, multiprocessors: int, least: int = 1) -> int:
-    """Candidates that a program of `expand` takes: as few as keep no more than half of the multiprocessors busy.
+def sequences_of_a_tile(sequences: int, multiprocessors: int, least: int = 1) -> int:
+    """Candidates or beams that a program takes: as few as keep no more than half of the multiprocessors busy.
 
     A program reads all weights at every token, and each list's keys and values besides, from the L2 cache. That gives
     about half of the multiprocessors as much as they can take; more of them would only wait for each other.
     """
-    return next((rows for rows in (1, 2, 4, 8) if rows >= least and 2 * candidates <= rows * multiprocessors), 16)
-
-
-def beams_of_a_tile(beams: int, multiprocessors: int, least: int = 1) -> int:
-    """Beams that a program of `observe` takes: as few as leave every program a multiprocessor, or 16.
-
-    The fewer, the more tokens of each are guessed at a time: a plan alone is then done sooner. The more, the less often
-    weights are read, and rows spent on tokens behind a wrong guess: so many plans are done sooner.
-    """
-    return next((each for each in (1, 2, 4, 8) if each >= least and beams <= each * multiprocessors), 16)
+    return next((few for few in (1, 2, 4, 8) if few >= least and 2 * sequences <= few * multiprocessors), 16)
 
 
 def room_on(device: torch.device) -> int:
@@ -167,11 +158,11 @@ class Memory:
         if likelihood:  # a page is copied from one set's to the other's, and once whole read in the rounds to come
             self.turns = 2 * (2 if search.window else search.entries)
         gpu = device.type == "cuda"
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if gpu else 2
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if gpu else 4
         # with fewer strands than warps, each would be spread over several, and add up in another order
         least = 1 if shape.heads_beside * shape.split >= WARPS else shape.group
-        self.rows_of_a_tile = rows_of_a_tile(B * C, multiprocessors, least)
-        self.beams_of_a_tile = 1 if search.window else beams_of_a_tile(B * W, multiprocessors, least)
+        self.candidates_of_a_tile = sequences_of_a_tile(B * C, multiprocessors, least)
+        self.beams_of_a_tile = 1 if search.window else sequences_of_a_tile(B * W, multiprocessors, least)
         entries = search.entries if search.window else self.transitions + 1
         first_of_plan = B * self.ring
         self.goal_page = first_of_plan + (0 if search.window else B * entries)
