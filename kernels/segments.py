@@ -56,7 +56,7 @@ def copy(source, target, count, live):
 
 @triton.jit
 def _sequence(at, prefix, length, planned, live):
-    """Tokens of prefix and plan, one after the other. at [R]; prefix, planned pointers."""
+    """Tokens of prefix and plan, one after the other. at [R] or [R, C]; prefix, planned pointers to rows' first."""
     known = tl.load(prefix + at, mask=live & (at < length), other=0).to(tl.int32)
     drawn = tl.load(planned + at - length, mask=live & (at >= length), other=0).to(tl.int32)
     return tl.where(at < length, known, drawn)

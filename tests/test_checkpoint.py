@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from synthetic import tiny_model
@@ -43,6 +44,24 @@ def rewritten(
 
 
 @pytest.mark.parametrize("changes", [{}, {"goal": True}, {"positions": "absolute", "layers": 2}])
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors and description are of the same file: training replaces models that others are reading."""
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"a": torch.zeros(3)}, FORMAT, {"step": 1})
+
+    def replace_first(content: bytes) -> dict[str, torch.Tensor]:
+        write_tensors(path, {"a": torch.ones(2)}, FORMAT, {"step": 2})
+        return parse(content)
+
+    parse = safetensors.torch.load
+    monkeypatch.setattr(safetensors.torch, "load", replace_first)
+    tensors, about = read_tensors(path, FORMAT)
+    assert torch.equal(tensors["a"], torch.zeros(3))
+    assert about == {"step": 1}
+
+
 def test_a_checkpoint_comes_back_to_the_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = tiny_model(**changes)

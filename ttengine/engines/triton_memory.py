@@ -158,7 +158,7 @@ class Memory:
         if likelihood:  # a page is copied from one set's to the other's, and once whole read in the rounds to come
             self.turns = 2 * (2 if search.window else search.entries)
         gpu = device.type == "cuda"
-        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if gpu else 4
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if gpu else 4  # interpreted
         # with fewer strands than warps, each would be spread over several, and add up in another order
         least = 1 if shape.heads_beside * shape.split >= WARPS else shape.group
         self.candidates_of_a_tile = sequences_of_a_tile(B * C, multiprocessors, least)
