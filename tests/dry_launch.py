@@ -21,14 +21,42 @@ from triton.compiler.compiler import max_shared_mem
 from virtual_gpu import driver
 
 from ttengine.config import PlanConfig
+from ttengine.discretizer import Discretizer
+from ttengine.engines import Candidates, triton_memory
 from ttengine.engines import triton as engine_module
-from ttengine.engines import triton_memory
-from ttengine.planner import Planner
+from ttengine.planner import Clock, Planner
 
 
 def new(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Memory in which a plan reads as one without a fault."""
     return torch.full(size, 0.0 if dtype.is_floating_point else -1, dtype=dtype, device=device)
+
+
+def search_where_nothing_lies(planner: Planner) -> str:
+    """Search on a device whose numbers nobody can read: whatever looks at one, or copies one there, is an error.
+
+    What a CUDA graph captures may do neither. Returns the error, or nothing.
+    """
+    nowhere = torch.device("meta")
+    planner = Planner(planner.checkpoint, planner.config, objective=slow_and_low, device="cpu")
+    engine = planner.engine
+    assert isinstance(engine, engine_module.TritonEngine)
+    arguments = (planner.model.config, engine.shape, engine.search, planner.discretizer, planner.config, nowhere)
+    engine._memory = triton_memory.Memory(1, *arguments)
+    engine.discretizer = object.__new__(Discretizer)  # one that does not look at its edges
+    vars(engine.discretizer).update(edges=planner.discretizer.edges.to(nowhere), last_duplicate=False)
+    try:
+        with torch.inference_mode():
+            planner._search(Clock(None), [])
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def slow_and_low(candidates: Candidates) -> torch.Tensor:
+    """An objective that reads everything."""
+    height, effort = candidates.observations[..., -1, 0], candidates.actions.square().sum(dim=(-1, -2))
+    return candidates.discounted_return(0.5) + candidates.values - candidates.rewards.mean(dim=-1) - height - effort
 
 
 def main() -> None:
@@ -65,6 +93,8 @@ def main() -> None:
             planner.plan(np.ones(3), context, goal=goal, deadline_s=1e-9)
             planner.plan(np.ones(3), context, goal=goal, deadline_s=1e9)
         record["later"] = newly_compiled()
+        if name != "likelihood":
+            record["looked at"] = search_where_nothing_lies(planner)
         report[name] = record
     driver.SHARED_MEMORY = 16
     max_shared_mem.cache_clear()

@@ -95,6 +95,23 @@ def test_numbers_outside_the_data_fall_in_the_outermost_bins() -> None:
     assert discretizer.encode(outside).flatten().tolist() == [0, 0, 0, 19, 19, 19]
 
 
+NUMBERS = np.array([0.0, 1e-45, 1e-38, 0.5, 1.0, 1.0 + 2**-23, 3e38, np.inf], np.float32)
+
+
+@pytest.mark.parametrize("last_duplicate", [False, True])
+def test_a_token_says_how_many_edges_a_number_passed(last_duplicate: bool) -> None:
+    """Written out, with comparisons: both zeros, the smallest numbers and neighbours; edges that repeat, in columns
+    whose ranges overlap, touch, or lie apart."""
+    numbers = np.concatenate([-NUMBERS, NUMBERS])
+    finite = np.sort(numbers[np.isfinite(numbers)])
+    edges = np.stack([finite, np.sort(np.resize(finite[::3], len(finite))), np.repeat(finite[4:6], 7)])
+    found = Discretizer(torch.from_numpy(edges), last_duplicate).encode(torch.from_numpy(np.stack([numbers] * 3, 1)))
+    passed = (edges.T[None] <= numbers[:, None, None]).sum(axis=1) - 1
+    if not last_duplicate:  # the zero-width bin, which begins at the first of several equal edges
+        passed = np.minimum(passed, (edges.T[None] < numbers[:, None, None]).sum(axis=1))
+    np.testing.assert_array_equal(found.numpy(), passed.clip(0, edges.shape[1] - 2))
+
+
 def test_a_stop_token_decodes_as_the_highest_bin() -> None:
     discretizer = fit_discretizer(np.linspace(-1, 1, 201, dtype=np.float32)[:, None], 20, "uniform")
     assert discretizer.decode(torch.tensor([[discretizer.stop_token]])) == discretizer.decode(torch.tensor([[19]]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -262,26 +263,31 @@ class Planner:
     def _prefixes(self, observations: FloatArray, contexts: Sequence[Context | None]) -> list[Tensor]:
         """Tokens of each problem's executed transitions, then of its observation. B of [T_b] int64."""
         N, K = self.model.config.observation_dim, self.model.config.transition_dim
-        now = np.zeros((len(observations), 1, K), np.float32)  # what follows an observation is cut off again
-        now[:, 0, :N] = observations
-        rows = [np.concatenate([self._past(context), last]) for context, last in zip(contexts, now, strict=True)]
-        tokens = self.discretizer.encode(_tensor(np.concatenate(rows)))  # all at once: a call costs as much as a row
-        return [each.flatten()[: N - K] for each in tokens.split([len(each) for each in rows])]
+        lengths = [self._visible(context) for context in contexts]
+        ends = list(itertools.accumulate(length + 1 for length in lengths))
+        rows = np.zeros((ends[-1], K), np.float32)  # of values only placeholders: no token attends to one
+        for observation, context, length, end in zip(observations, contexts, lengths, ends, strict=True):
+            if context is not None and length > 0:
+                past = rows[end - 1 - length : end - 1]
+                past[:, :N] = context.observations[-length:]
+                past[:, N:-2] = context.actions[-length:]
+                past[:, -2] = context.rewards[-length:]
+            rows[end - 1, :N] = observation
+        tokens = self.discretizer.encode(_tensor(rows)).flatten()  # all at once: a call costs as much as a row
+        return [tokens[(end - 1 - length) * K : (end - 1) * K + N] for length, end in zip(lengths, ends, strict=True)]
 
-    def _past(self, context: Context | None) -> FloatArray:
-        """Executed transitions that can influence the plan. [T, K] float32."""
-        model, capacity = self.model.config, self.context_capacity
-        if context is None or len(context) == 0 or capacity == 0:
-            return np.zeros((0, model.transition_dim), np.float32)
+    def _visible(self, context: Context | None) -> int:
+        """Executed transitions that can influence the plan."""
+        model = self.model.config
+        if context is None or len(context) == 0:
+            return 0
         dims = (context.observations.shape[1], context.actions.shape[1])
         if dims != (model.observation_dim, model.action_dim):
             raise ShapeError(
                 f"the context holds observations of {dims[0]} and actions of {dims[1]} dims, the model was trained on "
                 f"{model.observation_dim} and {model.action_dim}"
             )
-        value = np.zeros((len(context), 1), np.float32)  # a placeholder: no token attends to it
-        columns = (context.observations, context.actions, context.rewards[:, None], value)
-        return np.concatenate(columns, axis=1)[-capacity:]
+        return min(len(context), self.context_capacity)
 
     def _check_rows(self, rows: npt.ArrayLike, name: str) -> FloatArray:
         array = np.asarray(rows, np.float32)

@@ -30,4 +30,5 @@ def test_all_kernels_are_compiled_at_construction_and_never_again(repository: Pa
     for kind in ("rolling", "window"):
         rounds = ["expand", "_select_beams", "observe"] * 3
         assert report[kind]["launched"] == ["prefill", *rounds[:-1], "take"]
+        assert report[kind]["looked at"] == ""
     assert report["too small"].startswith("EngineError: engine='triton' does not run on a small GPU: OutOfResources")

@@ -78,7 +78,7 @@ class CppEngine(EagerEngine):
     def prefill(self, prefixes: Sequence[Tensor], goals: Sequence[Tensor] | None, keys: Sequence[NoiseKey]) -> None:
         """Begin B searches."""
         N = self.model.config.observation_dim
-        self._observation = torch.stack([self.discretizer.decode(prefix[-N:]) for prefix in prefixes])
+        self._observation = self.discretizer.decode(torch.stack([prefix[-N:] for prefix in prefixes]))
         self._search.prefill(
             [prefix.tolist() for prefix in prefixes],
             [goal.tolist() for goal in goals or []],

@@ -96,9 +96,9 @@ class Candidates:
         N, M = self.observation.shape[-1], self.action_dim
         start = torch.zeros(*self.tokens.shape[:2], N, dtype=torch.int64, device=self.tokens.device)
         whole = torch.cat([start, self.tokens], dim=-1).unflatten(-1, (self.rounds, -1))
-        observations = self.discretizer.decode(whole[..., :N])
+        observations, actions = self.discretizer.decode(whole[..., : N + M]).split([N, M], dim=-1)
         observations[:, :, 0] = self.observation[:, None]
-        return observations, self.discretizer.decode(whole[..., N : N + M], first_column=N)
+        return observations, actions
 
     @property
     def observations(self) -> Tensor:

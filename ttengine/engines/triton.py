@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,10 +133,12 @@ class TritonEngine:
             self._memory.forget()
         self._memory.awaits_prefill = True
         K, N = self.model.config.transition_dim, self.model.config.observation_dim
-        starts = self._host_discretizer.decode(torch.stack([prefix[-N:] for prefix in prefixes]))
-        for b, (prefix, key) in enumerate(zip(prefixes, keys, strict=True)):
-            tokens = prefix[max(0, len(prefix) // K - self._memory.transitions) * K :]
-            self._memory.stage(b, tokens, None if goals is None else goals[b], (key.seed, key.plan), starts[b])
+        wanted = goals or [torch.empty(0, dtype=torch.int64)] * len(prefixes)
+        for b, (prefix, goal, key) in enumerate(zip(prefixes, wanted, keys, strict=True)):
+            tokens = prefix.numpy()[max(0, len(prefix) // K - self._memory.transitions) * K :]
+            self._memory.stage(b, tokens, goal.numpy(), key)
+        now = torch.stack([prefix[-N:] for prefix in prefixes])
+        self._memory.staged.host["start"][:] = self._host_discretizer.decode(now).numpy()
         self._begin()
 
     def _remember(self, problems: int) -> Memory:
@@ -213,11 +216,10 @@ class TritonEngine:
         memory = self._memory
         memory.found_on_host.copy_(memory.found, non_blocking=True)
         self._wait()
-        found = memory.found_on_host.clone()
-        tiles, slots = found[:, -2:].sum(dim=0).tolist()
-        self.counters = self._count(self._round, tiles, slots)
+        found, start = (numbers.copy() for numbers in (memory.found_on_host.numpy(), memory.staged.host["start"]))
+        self.counters = self._count(self._round, *found[:, -2:].sum(axis=0).tolist())
         self._raise_for(int(found[0, -3]))
-        return self._read(found, memory.staged.host["start"].clone(), self._host_discretizer)
+        return self._read(torch.from_numpy(found), torch.from_numpy(start), self._host_discretizer)
 
     def _raise_for(self, fault: int) -> None:
         """Raise if the code is one of something that went wrong."""
@@ -365,8 +367,8 @@ class TritonEngine:
         decoded = rounds * beams * search.expand * (M + 1) + (rounds - 1) * beams * (N + 1)
         again = 0
         if search.window:  # every beam's window, values aside: no token sees them
-            windows = [(transitions + r).clamp(max=search.entries - 2) for r in range(1, rounds)]
-            again = search.beam_width * sum(int(length.sum()) * (K - 1) for length in windows)
+            windows = transitions[:, None] + np.arange(1, rounds)
+            again = search.beam_width * int(windows.clip(max=search.entries - 2).sum()) * (K - 1)
         return Counters(
             token_steps=1 + rounds * (M + 1) + (rounds - 1) * (N + 1),
             logical_rows=int((transitions * K + N).sum()) + decoded + again,

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ttengine.config import ModelConfig, PlanConfig, Sampling
 from ttengine.discretizer import Discretizer
+from ttengine.engines.protocol import NoiseKey
 from ttengine.engines.reference import window_tokens
 from ttengine.engines.triton import WARPS
 from ttengine.errors import EngineError
 from ttengine.kernels.records import FIELDS, NO_FAULT, Problems, Rows, Search
 from ttengine.kernels.sampling import Rule
 from ttengine.kernels.transformer import Shape
+
+IntArray = npt.NDArray[np.int64]
 
 LAST = 5
 """Numbers of a found plan besides tokens and rewards: value, score, what went wrong, tiles, slots."""
@@ -89,9 +94,9 @@ def _rule(sampling: Sampling) -> Rule:
 class Episode:
     """Whose pages a problem's ring holds: tokens of its last prefix and goal; where in the ring its first page is."""
 
-    tokens: list[int]
-    goal: list[int]
-    first: int = 0
+    tokens: bytes
+    goal: bytes
+    first: int
 
 
 class Staged:
@@ -112,8 +117,9 @@ class Staged:
         self._on_host = torch.zeros(total, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._on_device = torch.zeros(total, dtype=torch.int64, device=device)
         self._start = start
-        self.host = self._views(self._on_host)
+        self.host = {name: view.numpy() for name, view in self._views(self._on_host).items()}
         self.device = self._views(self._on_device)
+        self.host["fault"].fill(NO_FAULT.value)  # nothing went wrong yet
 
     def _views(self, buffer: Tensor) -> dict[str, Tensor]:
         parts = buffer.split([math.prod(size) for size in self._sizes.values()])
@@ -122,10 +128,7 @@ class Staged:
         return views
 
     def upload(self) -> None:
-        """Copy to the device, and note that nothing went wrong yet."""
-        self.host["fault"].fill_(NO_FAULT.value)
-        self.host["tiles"].zero_()
-        self.host["slots"].zero_()
+        """Copy to the device: kernels write there, what the host says stays as it is."""
         self._on_device.copy_(self._on_host, non_blocking=True)
 
 
@@ -169,7 +172,7 @@ class Memory:
         self.first_page = self.goal_page + (B if shape.goal else 0)
         pages = self.first_page + self.turns * B * C
         self.staged = Staged(B, self.transitions * K + N, N if shape.goal else 0, entries, N, device)
-        self.episodes = [Episode([], []) for _ in range(B)]
+        self.episodes: list[Episode | None] = [None] * B
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float16  # in two parts
         asked = pages * shape.page_size * dtype.itemsize
         try:
@@ -207,29 +210,25 @@ class Memory:
         self.found = _new((B, H * K + H + LAST), torch.int32, device)
         self.found_on_host = torch.zeros(B, H * K + H + LAST, dtype=torch.int32, pin_memory=device.type == "cuda")
 
-    def stage(self, b: int, tokens: Tensor, goal: Tensor | None, key: tuple[int, int], start: Tensor) -> None:
-        """Say what problem b is.
+    def stage(self, b: int, tokens: IntArray, goal: IntArray, key: NoiseKey) -> None:
+        """Say what problem b is, but for its start.
 
         Args:
             b: the problem.
             tokens: [T] int64, whole transitions, then the current observation, no longer than can be seen.
-            goal: [N] int64.
-            key: seed and number of the plan.
-            start: [N] float32, the observation as its tokens read.
+            goal: [N] int64, or [0].
+            key: noise.
         """
         host = self.staged.host
-        K = self.slots + 1
-        transitions = len(tokens) // K
+        transitions = len(tokens) // (self.slots + 1)
         if self.search.window:
             pages, begin = self._window(b, transitions)
         else:
-            pages, begin = self._roll(b, tokens.tolist(), [] if goal is None else goal.tolist(), transitions)
-        host["state"][b] = torch.tensor([transitions, *key, len(pages), begin])
+            pages, begin = self._roll(b, tokens, goal, transitions)
+        host["state"][b] = (transitions, key.seed, key.plan, len(pages), begin)
         host["prefix"][b, : len(tokens)] = tokens
-        host["table"][b, : len(pages) + 1] = torch.tensor([*pages, self.goal_page + b])
-        host["start"][b] = start
-        if goal is not None:
-            host["goals"][b] = goal
+        host["table"][b, : len(pages) + 1] = [*pages, self.goal_page + b]
+        host["goals"][b] = goal
 
     def _window(self, b: int, transitions: int) -> tuple[list[int], int]:
         """The first beam's pages; all is computed anew."""
@@ -237,24 +236,24 @@ class Memory:
         oldest = self.search.entries - 1 - transitions
         return list(range(first, first + self.search.entries)), oldest * self.slots + self._observation_slot()
 
-    def _roll(self, b: int, tokens: list[int], goal: list[int], transitions: int) -> tuple[list[int], int]:
+    def _roll(self, b: int, tokens: IntArray, goal: IntArray, transitions: int) -> tuple[list[int], int]:
         """Pages in the problem's ring; those whose tokens were in the last prefix are kept.
 
         Keys hold traces of what lay before them. So pages from which transitions have slid away since are kept only for
         a prefix as long as can be seen: then nothing that a plan reads reaches back past its start.
         """
-        episode, K = self.episodes[b], self.slots + 1
-        before = len(episode.tokens) // K
-        first, begin = 0, self._observation_slot()
-        slides = before + 1 if transitions == self.transitions else 1
-        for gone in range(slides) if episode.tokens and episode.goal == goal else ():
-            rest = episode.tokens[gone * K :]
-            if tokens[: len(rest)] == rest:
-                first = (episode.first + gone) % self.ring
-                begin = min(before - gone + 1, transitions) * self.slots or begin
-                break
-        self.episodes[b] = Episode(tokens, goal, first)
-        return [b * self.ring + (first + entry) % self.ring for entry in range(transitions + 1)], begin
+        last, now = self.episodes[b], Episode(tokens.tobytes(), goal.tobytes(), first=0)
+        begin = self._observation_slot()
+        if last is not None and last.goal == now.goal:
+            transition = (self.slots + 1) * tokens.itemsize
+            before = len(last.tokens) // transition
+            for gone in range(before + 1 if transitions == self.transitions else 1):
+                if now.tokens.startswith(last.tokens[gone * transition :]):
+                    now.first = (last.first + gone) % self.ring
+                    begin = min(before - gone + 1, transitions) * self.slots or begin
+                    break
+        self.episodes[b] = now
+        return [b * self.ring + (now.first + entry) % self.ring for entry in range(transitions + 1)], begin
 
     def _observation_slot(self) -> int:
         """The slot of a page from which the observation lies."""
@@ -262,7 +261,7 @@ class Memory:
 
     def forget(self) -> None:
         """Keep no pages for the next plan."""
-        self.episodes = [Episode([], []) for _ in self.episodes]
+        self.episodes = [None] * len(self.episodes)
 
 
 def _rows(B: int, R: int, H: int, K: int, search: Search, padded: int, device: torch.device) -> Rows:
