@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .products import factor, load_factor, product, transposed, whole
+from .products import add_product, factor, load_factor, product, transposed, whole
 
 ROWS = 16
 """Rows that one program of `paged_attention` attends for."""
@@ -37,6 +37,12 @@ NOWHERE = tl.constexpr(1 << 30)
 
 
 @triton.jit
+def turn_pairs(a, b, cos, sin):
+    """Turn pairs of numbers (a, b) by angles."""
+    return tl.fma(a, cos, -b * sin), tl.fma(b, cos, a * sin)
+
+
+@triton.jit
 def turn(x, turns, distance, HEAD: tl.constexpr, BACK: tl.constexpr):
     """Turn the pairs of neighbours in each row by its distance, onwards or BACK. x [..., HEAD], distance [...].
 
@@ -47,7 +53,8 @@ def turn(x, turns, distance, HEAD: tl.constexpr, BACK: tl.constexpr):
     cos, sin = tl.load(at), tl.load(at + HEAD // 2)
     if BACK:
         sin = -sin
-    return tl.reshape(tl.join(a * cos - b * sin, b * cos + a * sin), x.shape)
+    a, b = turn_pairs(a, b, cos, sin)
+    return tl.reshape(tl.join(a, b), x.shape)
 
 
 @triton.jit
@@ -98,14 +105,14 @@ def _add_up(peak, total, other_peak, other_total):
     """Add sums of weights that are counted from a peak each; in either order to the same bits, as threads do both."""
     first = peak >= other_peak
     more, less = tl.where(first, total, other_total), tl.where(first, other_total, total)
-    return tl.where(first, peak, other_peak), more + less * tl.math.exp2(-tl.abs(peak - other_peak))
+    return tl.where(first, peak, other_peak), tl.fma(less, tl.math.exp2(-tl.abs(peak - other_peak)), more)
 
 
 @triton.jit
 def attend(query, keys, values, page_size, lists, stride, steps, begin, end, live, anchor, entry, tail, turns,
            SLOTS: tl.constexpr, LISTS: tl.constexpr, GROUP: tl.constexpr, SPLIT: tl.constexpr, KEYS: tl.constexpr,
            REST: tl.constexpr, TURN: tl.constexpr, TAIL: tl.constexpr, SHARED: tl.constexpr,
-           STAGES: tl.constexpr):  # fmt: skip
+           STAGES: tl.constexpr, FEW: tl.constexpr = False):  # fmt: skip
     """Attend for a tile of rows to what is on their lists of pages, several heads at once.
 
     Slots are counted along a list: slot s of its page j is number j * SLOTS + s. Blocks of SPLIT * KEYS slots follow
@@ -132,6 +139,7 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
         TURN: tokens in a page, if keys are turned by their place in their page; else 0.
         tail: which page of a list holds TAIL more keys, from its first slot on, that all rows see.
         STAGES: blocks in flight at a time: pages are looked up for one while another is read and a third computed.
+        FEW: of the rows only the first 8 may be live.
     Returns:
         [A, R, HEAD] float32.
     """
@@ -148,8 +156,10 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     part = strand // (HEADS * SPLIT)
     of_list = tl.arange(0, ROWS) % LISTS
     of_part = (of_list // PER)[None, :] == part[:, None]
-    # in a full tile the compiler sees which of a thread's rows are of the other part, and drops what yields nothing
-    APART: tl.constexpr = SHARED and LISTS == ROWS
+    # the compiler sees which of a thread's rows are not among FEW, or in a full tile of the other part, and drops what
+    # yields nothing
+    APART: tl.constexpr = FEW or (SHARED and LISTS == ROWS)
+    counts = (tl.arange(0, ROWS) < 8)[None, :] if FEW else of_part
     d = tl.arange(0, HEAD)[None, None, :]
     query = tl.broadcast_to(query.to(kind)[None, :, None], (GROUP, HEADS, SPLIT, ROWS, HEAD))
     query = factor(tl.reshape(query, (STRANDS, ROWS, HEAD)), kind)
@@ -200,17 +210,16 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
             key = factor(turn(whole(key), turns, back, HEAD, True), kind)
         score = product(query, transposed(key))
         if APART:
-            seen = seen & of_part[:, :, None]
+            seen = seen & counts[:, :, None]
         score = tl.where(seen, score, NEVER)
         higher = tl.maximum(peak, tl.max(score, 2))
         fade = tl.math.exp2(peak - higher)
         weight = tl.math.exp2(score - higher[:, :, None])
         if APART:
-            fade = tl.where(of_part, fade, 1.0)
-            weight = tl.where(of_part[:, :, None], weight, 0.0)
-        mixed = mixed * fade[:, :, None]
-        mixed += product(factor(weight, kind), value)
-        total = total * fade + tl.sum(weight, 2)
+            fade = tl.where(counts, fade, 1.0)
+            weight = tl.where(counts[:, :, None], weight, 0.0)
+        mixed = add_product(mixed, fade[:, :, None], factor(weight, kind), value)
+        total = tl.fma(total, fade, tl.sum(weight, 2))
         peak = higher
     if GROUP > 1:  # only in its own part a row found anything
         peak = tl.max(tl.reshape(peak, (GROUP, HEADS * SPLIT, ROWS)), 0)
@@ -278,6 +287,6 @@ def paged_attention(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, 
     if rows:
         _paged_attention[(triton.cdiv(rows, ROWS), heads)](
             query, keys, values, table, lengths, out, rows, table.shape[1], LOG2_E.value / math.sqrt(head),
-            keys.shape[2], heads, head, ROWS, GROUP, min(KEYS, 2048 // head), STAGES, enable_fp_fusion=True,
+            keys.shape[2], heads, head, ROWS, GROUP, min(KEYS, 2048 // head), STAGES, enable_fp_fusion=False,
         )  # fmt: skip
     return out

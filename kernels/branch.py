@@ -91,7 +91,7 @@ def branch(
     ordinal = ENTRIES - ends if SEARCH.window else SEARCH.context_pages + round
     hidden = forward(
         x, slot, alone, oldest + zero, ENTRIES - 1, ordinal, table, 0, table, ENTRIES, model, pages, SHAPE, 1, False,
-        False,
+        False, True,
     )  # fmt: skip
     logits = logits_after(hidden, (SHAPE.observation_dim + column) % SHAPE.transition_dim, model, SHAPE)
     check_logits(logits, alone, token + 1 + zero, problems, SHAPE)

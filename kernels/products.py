@@ -36,7 +36,7 @@ def whole(x):
     """A factor's numbers, float32."""
     out = x[0].to(tl.float32)
     if len(x) == 2:
-        out += x[1].to(tl.float32) * (1.0 / SCALE)
+        out = tl.fma(x[1].to(tl.float32), 1.0 / SCALE, out)
     return out
 
 
@@ -65,7 +65,15 @@ def transposed(x):
 @triton.jit
 def product(a, b):
     """[..., R, N] times [..., N, C], factors of one kind -> [..., R, C] float32."""
-    out = tl.dot(a[0], b[0], out_dtype=tl.float32)
-    if len(a) == 2:
-        out += tl.dot(a[1], b[0], acc=tl.dot(a[0], b[1], out_dtype=tl.float32)) * (1.0 / SCALE)
+    if len(a) == 1:
+        out = tl.dot(a[0], b[0], out_dtype=tl.float32)
+    else:
+        rests = tl.dot(a[1], b[0], acc=tl.dot(a[0], b[1], out_dtype=tl.float32))
+        out = tl.dot(a[0], b[0], acc=rests * (1.0 / SCALE))
     return out
+
+
+@triton.jit
+def add_product(x, scale, a, b):
+    """Return x * scale + product(a, b): of 16-bit numbers summed up by the matrix unit, of float32 after it."""
+    return tl.fma(x, scale, product(a, b)) if len(a) == 2 else tl.dot(a[0], b[0], acc=x * scale)

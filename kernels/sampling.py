@@ -50,20 +50,29 @@ def probabilities(logits, VOCAB: tl.constexpr, RULE: tl.constexpr):
 
 
 @triton.jit
+def _reached(p, bits, CDF: tl.constexpr):
+    """Whether a number in [0, 1], given by its bits, and all that is less probable reach CDF. [R]"""
+    edge = bits.to(tl.float32, bitcast=True)
+    return edge + tl.sum(tl.where(p < edge[:, None], p, 0.0), 1) >= CDF
+
+
+@triton.jit
 def cdf_filter(p, VOCAB: tl.constexpr, CDF: tl.constexpr):
     """Drop the tail that holds less than CDF: keep i exactly when p_i plus all that is less probable reaches CDF.
 
-    That sum grows with p_i, so the least kept probability is found by bisecting the bits of a float in [0, 1].
+    That sum grows with p_i, so the least kept probability is found by bisecting the bits of a float in [0, 1]. Two bits
+    at a time, with three sums: threads would only wait for a single one.
     """
     valid = (tl.arange(0, p.shape[1]) < VOCAB)[None, :]
     low = tl.zeros((p.shape[0],), tl.int32)
     high = low + 0x3F800001  # one, and the last place more: its sum reaches any CDF
-    for _ in range(30):
+    for _ in range(15):
         middle = (low + high) // 2
-        edge = middle.to(tl.float32, bitcast=True)
-        reached = edge + tl.sum(tl.where(p < edge[:, None], p, 0.0), 1) >= CDF
-        high = tl.where(reached, middle, high)
-        low = tl.where(reached, low, middle + 1)
+        below, above = (low + middle) // 2, (middle + 1 + high) // 2
+        first, in_low, in_high = _reached(p, middle, CDF), _reached(p, below, CDF), _reached(p, above, CDF)
+        low, high = tl.where(first, low, middle + 1), tl.where(first, middle, high)
+        middle, second = tl.where(first, below, above), tl.where(first, in_low, in_high)
+        low, high = tl.where(second, low, middle + 1), tl.where(second, middle, high)
     least = tl.min(tl.where(valid, p, 2.0), 1)  # the least probable goes, whatever the sums are
     kept = valid & (p >= high.to(tl.float32, bitcast=True)[:, None]) & (p > least[:, None])
     none = tl.sum(kept.to(tl.int32), 1) == 0
@@ -173,6 +182,6 @@ def sample_topk(
     if rows:
         _sample_topk[(triton.cdiv(rows, ROWS),)](
             logits, noise, tokens, rows, logits.stride(0), vocabulary, triton.next_power_of_2(vocabulary),
-            Rule(k, cdf, temperature), ROWS, enable_fp_fusion=True,
+            Rule(k, cdf, temperature), ROWS, enable_fp_fusion=False,
         )  # fmt: skip
     return tokens

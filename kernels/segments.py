@@ -217,7 +217,7 @@ def expand(
         x = embed(token, entry, slot, oldest, live, model, SHAPE)
         hidden = forward(
             x, slot, live, oldest, entry, ordinal, lists, SEARCH.entries + 1, steps, SEARCH.entries, model, pages,
-            SHAPE, TILE, False, False,
+            SHAPE, TILE, False, False, TILE <= 8,
         )  # fmt: skip
         logits = logits_after(hidden, SHAPE.observation_dim + step, model, SHAPE)
         check_logits(logits, live, first_token + step + 1 + lane * 0, problems, SHAPE)

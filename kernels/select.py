@@ -72,6 +72,6 @@ def select_beams_into(score: Tensor, width: int, fault: Tensor, code: int) -> tu
     kept_score = torch.empty(problems, width, dtype=torch.float32, device=score.device)
     kept = torch.empty(problems, width, dtype=torch.int64, device=score.device)
     _select_beams[(problems,)](
-        score.contiguous(), kept_score, kept, fault, code, count, width, BLOCK, enable_fp_fusion=True
+        score.contiguous(), kept_score, kept, fault, code, count, width, BLOCK, enable_fp_fusion=False
     )
     return kept_score, kept

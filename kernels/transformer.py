@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention import LOG2_E, attend, share_lists, turn
+from .attention import LOG2_E, attend, share_lists, turn, turn_pairs
 from .products import factor, load_factor, product, store_factor, take_apart, whole
 
 NORM_EPS = tl.constexpr(1e-5)
@@ -293,8 +293,12 @@ def embed_goal(token, index, live, model, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def _add_both(a, b, c, d):
-    return a + c, b + d
+def only(x, FEW: tl.constexpr):
+    """If FEW, zeros in all rows but the first 8. [R, C] -> the same shape.
+
+    In a matrix unit's results the others lie in registers of their own, and the compiler drops what led to them.
+    """
+    return tl.where((tl.arange(0, x.shape[0]) < 8)[:, None], x, 0.0) if FEW else x
 
 
 @triton.jit
@@ -302,26 +306,26 @@ def layer_norm(x, vectors, SHAPE: tl.constexpr):
     """LayerNorm over the last axis; vectors points at D weights, then D biases."""
     d = tl.arange(0, SHAPE.width)
     if SHAPE.dtype == tl.bfloat16:  # at once: in bfloat16 it does not matter that the difference loses digits
-        total, squares = tl.reduce((x, x * x), 1, _add_both)
-        mean = total / SHAPE.width
-        variance = tl.maximum(squares / SHAPE.width - mean * mean, 0.0)
-        centred = x - mean[:, None]
+        total, squares = tl.split(tl.sum(tl.join(x, x * x), 1))
+        mean = total * (1.0 / SHAPE.width)
+        scale = tl.math.rsqrt(tl.maximum(tl.fma(-mean, mean, squares * (1.0 / SHAPE.width)), 0.0) + NORM_EPS)
+        normed = tl.fma(x, scale[:, None], (-mean * scale)[:, None])
     else:
-        centred = x - (tl.sum(x, 1) / SHAPE.width)[:, None]
-        variance = tl.sum(centred * centred, 1) / SHAPE.width
-    normed = centred * tl.math.rsqrt(variance + NORM_EPS)[:, None]
-    return normed * tl.load(vectors + d)[None, :] + tl.load(vectors + SHAPE.width + d)[None, :]
+        centred = x - (tl.sum(x, 1) * (1.0 / SHAPE.width))[:, None]
+        variance = tl.sum(centred * centred, 1) * (1.0 / SHAPE.width)
+        normed = centred * tl.math.rsqrt(variance + NORM_EPS)[:, None]
+    return tl.fma(normed, tl.load(vectors + d)[None, :], tl.load(vectors + SHAPE.width + d)[None, :])
 
 
 @triton.jit
 def gelu(x):
     """GELU, with the error function of Abramowitz and Stegun, 7.1.26, right to 1.5e-7 and a third of the exact one."""
     size = tl.abs(x)
-    d = size * (0.3275911 * 0.7071067811865476) + 1.0
+    d = tl.fma(size, 0.3275911 * 0.7071067811865476, 1.0)
     t = tl.math.rsqrt(d * d)  # a reciprocal, in one instruction
-    p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
-    tail = 0.5 * p * tl.math.exp2(x * x * -0.7213475204444817)
-    return tl.maximum(x, 0.0) - size * tail
+    p = tl.fma(t, tl.fma(t, 0.5 * 1.061405429, -0.5 * 1.453152027), 0.5 * 1.421413741)
+    p = t * tl.fma(t, tl.fma(t, p, -0.5 * 0.284496736), 0.5 * 0.254829592)
+    return tl.fma(-size, p * tl.math.exp2(x * x * -0.7213475204444817), tl.maximum(x, 0.0))
 
 
 @triton.jit
@@ -364,7 +368,7 @@ def share_tile(steps, oldest, live, entry, lists, stride, count, SHAPE: tl.const
 
 @triton.jit
 def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, model, pages, SHAPE: tl.constexpr,
-            LISTS: tl.constexpr, IS_GOAL: tl.constexpr, RELATIVE: tl.constexpr):  # fmt: skip
+            LISTS: tl.constexpr, IS_GOAL: tl.constexpr, RELATIVE: tl.constexpr, FEW: tl.constexpr = False):  # fmt: skip
     """Pass a tile through all layers; write its keys and values; return what the heads read.
 
     Args:
@@ -381,6 +385,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
         IS_GOAL: the tile's tokens are a goal's.
         RELATIVE: keys are turned by their place in their page only, and further when they are read. So their bits do
             not depend on where a plan began, and they can be kept for the next.
+        FEW: of the rows only the first 8 may be live.
     Returns:
         [R, D] of SHAPE.dtype.
     """
@@ -419,7 +424,7 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
     for layer in tl.range(0, SHAPE.layers, disable_licm=True):
         matrices = model.matrices + layer * SHAPE.layer_matrices
         vectors = model.vectors + layer * SHAPE.layer_vectors
-        normed = factor(layer_norm(x, vectors, SHAPE), SHAPE.dtype)
+        normed = factor(only(layer_norm(x, vectors, SHAPE), FEW), SHAPE.dtype)
         added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
         for head in tl.range(0, SHAPE.heads, HEADS, disable_licm=True, num_stages=1):
             at_query, bias = matrices + head * (D * HEAD), vectors + 2 * D + head * HEAD
@@ -439,8 +444,8 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
                     stays = (pair >= HEAD // 4)[None, :]
                     key_a, key_b = tl.where(stays, key_a, 0.0), tl.where(stays, key_b, 0.0)
                 else:
-                    key_a, key_b = key_a * cos - key_b * sin, key_b * cos + key_a * sin
-                    query_a, query_b = query_a * cos - query_b * sin, query_b * cos + query_a * sin
+                    key_a, key_b = turn_pairs(key_a, key_b, cos, sin)
+                    query_a, query_b = turn_pairs(query_a, query_b, cos, sin)
             key = tl.reshape(tl.join(key_a, key_b), (SHAPE.rows, COLUMNS))
             query = tl.reshape(tl.join(query_a, query_b), (SHAPE.rows, HEADS, HEAD)) * (LOG2_E / HEAD**0.5)
             keys = pages + layer * 2 * PART + head * (SLOTS * HEAD)
@@ -452,20 +457,20 @@ def forward(x, slot, live, oldest, entry, ordinal, lists, stride, steps, count, 
             mixed = attend(
                 tl.permute(query, (1, 0, 2)), keys, values, SHAPE.page_size, lists, stride, steps, begin, end, live,
                 anchor, entry, count, model.turns, SLOTS, LISTS, GROUP, SHAPE.split, SHAPE.keys, REST, TURN, TAIL,
-                GROUP < LISTS, SHAPE.stages,
+                GROUP < LISTS, SHAPE.stages, FEW,
             )  # fmt: skip
             mixed = factor(tl.reshape(tl.permute(mixed, (1, 0, 2)), (SHAPE.rows, COLUMNS)), SHAPE.dtype)
             added += product(mixed, read(matrices + 3 * D * D + head * (HEAD * D), COLUMNS, D, SHAPE))
         x += added + tl.load(vectors + 5 * D + tl.arange(0, D))[None, :]
-        normed = factor(layer_norm(x, vectors + 6 * D, SHAPE), SHAPE.dtype)
+        normed = factor(only(layer_norm(x, vectors + 6 * D, SHAPE), FEW), SHAPE.dtype)
         added = tl.full((SHAPE.rows, D), 0.0, tl.float32)
         for chunk in tl.range(0, 4 * D // CHUNK, disable_licm=True):
             into, out_of = matrices + 4 * D * D + chunk * CHUNK * D, matrices + 8 * D * D + chunk * CHUNK * D
             hidden = linear(normed, read(into, D, CHUNK, SHAPE), vectors + 8 * D + chunk * CHUNK)
-            hidden = factor(gelu(hidden), SHAPE.dtype)
+            hidden = factor(only(gelu(hidden), FEW), SHAPE.dtype)
             added += product(hidden, read(out_of, CHUNK, D, SHAPE))
         x += added + tl.load(vectors + 12 * D + tl.arange(0, D))[None, :]
-    return layer_norm(x, model.vectors + SHAPE.layers * SHAPE.layer_vectors, SHAPE).to(SHAPE.dtype)
+    return only(layer_norm(x, model.vectors + SHAPE.layers * SHAPE.layer_vectors, SHAPE), FEW).to(SHAPE.dtype)
 
 
 @triton.jit

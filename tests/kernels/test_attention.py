@@ -128,7 +128,7 @@ def attended(*arguments: torch.Tensor, split: int = 1, shared: bool = True) -> t
     _attend[(1,)](
         query, keys, values, table, steps, begin, end, out, SLOTS, ENTRIES, HEAD, split, KEYS, TAIL,
         shared,
-        enable_fp_fusion=True,
+        enable_fp_fusion=False,
     )  # fmt: skip
     starts = steps[1:].view(-1, 19)[: int(steps[0]) if shared else 0, 0].tolist()
     return out.cpu(), [len(list(same)) for _, same in itertools.groupby(starts)]

@@ -302,7 +302,7 @@ class TritonEngine:
         memory = self._memory
         self._segments.take[(len(kept),)](
             memory.candidates, memory.problems, kept, self._score, memory.found, self._round, self.shape, self.search,
-            enable_fp_fusion=True,
+            enable_fp_fusion=False,
         )  # fmt: skip
         return self._read(memory.found, memory.staged.device["start"], self.discretizer)[0]
 
@@ -339,7 +339,7 @@ class TritonEngine:
         return self._memory.candidates if self._token % 2 else self._memory.beams
 
     def _launch(self, kernel: Any, programs: int, *arguments: Any, **constants: int) -> None:
-        options = {"num_warps": WARPS, "num_stages": self.shape.stages, "enable_fp_fusion": True}
+        options = {"num_warps": WARPS, "num_stages": self.shape.stages, "enable_fp_fusion": False}
         kernel[(programs,)](
             self._packed, self._memory.pages, *arguments, SHAPE=self.shape, SEARCH=self.search, **constants, **options
         )
