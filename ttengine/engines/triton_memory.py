@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +118,9 @@ class Staged:
         self._on_host = torch.zeros(total, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._on_device = torch.zeros(total, dtype=torch.int64, device=device)
         self._start = start
-        self.host = {name: view.numpy() for name, view in self._views(self._on_host).items()}
+        self.host: dict[str, npt.NDArray[Any]] = {
+            name: view.numpy() for name, view in self._views(self._on_host).items()
+        }
         self.device = self._views(self._on_device)
         self.host["fault"].fill(NO_FAULT.value)  # nothing went wrong yet
 
