@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,9 +117,7 @@ class Staged:
         self._on_host = torch.zeros(total, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._on_device = torch.zeros(total, dtype=torch.int64, device=device)
         self._start = start
-        self.host: dict[str, npt.NDArray[Any]] = {
-            name: view.numpy() for name, view in self._views(self._on_host).items()
-        }
+        self.host = {name: view.numpy() for name, view in self._views(self._on_host).items()}
         self.device = self._views(self._on_device)
         self.host["fault"].fill(NO_FAULT.value)  # nothing went wrong yet
 
@@ -260,7 +257,8 @@ class Memory:
 
     def _observation_slot(self) -> int:
         """The slot of a page from which the observation lies."""
-        return self.slots - self.staged.host["start"].shape[1]
+        observation_dim: int = self.staged.host["start"].shape[1]
+        return self.slots - observation_dim
 
     def forget(self) -> None:
         """Keep no pages for the next plan."""
