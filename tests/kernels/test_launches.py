@@ -14,7 +14,10 @@ pytest.importorskip("triton")
 
 
 def test_all_kernels_are_compiled_at_construction_and_never_again(repository: Path) -> None:
-    """Whatever the context's length, the seed, the plan's number, and the round that a deadline ends."""
+    """Whatever the context's length, the seed, the plan's number, and the round that a deadline ends.
+
+    A search looks at nothing that lies on the device, so that it can be captured.
+    """
     tests = repository / "tests"
     environment = {
         **os.environ,
@@ -32,3 +35,11 @@ def test_all_kernels_are_compiled_at_construction_and_never_again(repository: Pa
         assert report[kind]["launched"] == ["prefill", *rounds[:-1], "take"]
         assert report[kind]["looked at"] == ""
     assert report["too small"].startswith("EngineError: engine='triton' does not run on a small GPU: OutOfResources")
+
+
+def test_the_hosts_share_of_a_plan_is_timed(repository: Path) -> None:
+    command = [sys.executable, repository / "bench" / "host_time.py"]
+    arguments = ["--preset", "hopper", "--problems", "1", "2", "--plans", "10"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("rolling") == done.stdout.count("window") == 2
