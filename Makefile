@@ -82,9 +82,12 @@ types: install
 	  $(ROOT)/$(BIN)/mypy --config-file $(ROOT)/pyproject.toml --cache-dir $(ROOT)/.mypy_cache --package ttengine; \
 	  status=$$?; rm -rf $$empty; exit $$status
 
+# what times the wall first and alone, then all else on every core, each test with one thread but where it says more
+PYTEST := TTENGINE_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(ROOT)/$(BIN)/python -m pytest -c $(ROOT)/pyproject.toml
 python-tests: install
 	empty=$$(mktemp -d) && cd $$empty && \
-	  TTENGINE_TEST_INSTALLED=1 $(ROOT)/$(BIN)/python -m pytest -c $(ROOT)/pyproject.toml $(ROOT)/tests; \
+	  $(PYTEST) -m alone $(ROOT)/tests && \
+	  $(PYTEST) -m "not alone" --numprocesses logical --maxprocesses 8 --dist worksteal $(ROOT)/tests; \
 	  status=$$?; rm -rf $$empty; exit $$status
 
 clean:

@@ -30,7 +30,7 @@ def pytest_configure() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
         if importlib.util.find_spec("triton"):
             sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
-            from interpreting import round_alike
+            from interpreting import round_alike, speed_up
 
             speed_up()
             round_alike()
@@ -88,34 +88,3 @@ def shuffled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(builder, "set_grid_idx", set_shuffled)
     return count
-
-
-def speed_up() -> None:
-    """Take 60 % off interpreted runs: patch the language once, not in nested functions; let integer sums overflow."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
-    patch = interpreter._patch_lang
-    patched: set[str] = set()
-
-    class Nothing:
-        def restore(self) -> None:
-            """Whoever patched first undoes it."""
-
-    def patch_once(function: object) -> object:
-        modules = {name for name in ("tl", "core") if function.__globals__.get(name) in (tl, tl.core)}
-        if patched >= modules:
-            return Nothing()
-        patched.update(modules)
-        scope = patch(function)
-        restore = scope.restore
-
-        def restore_all() -> None:
-            patched.clear()
-            restore()
-
-        scope.restore = restore_all
-        return scope
-
-    interpreter._patch_lang = patch_once

@@ -145,6 +145,7 @@ def one_thread() -> Any:
 
 
 @needs_cpp
+@pytest.mark.alone
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_cpp_is_at_least_five_times_as_fast_as_pytorch_on_one_thread(
     benchmark: Any, one_thread: None, context: str
