@@ -86,9 +86,9 @@ types: install
 PYTEST := TTENGINE_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(ROOT)/$(BIN)/python -m pytest -c $(ROOT)/pyproject.toml
 python-tests: install
 	empty=$$(mktemp -d) && cd $$empty && \
-	  $(PYTEST) -m alone $(ROOT)/tests && \
+	  { $(PYTEST) -m alone $(ROOT)/tests; alone=$$?; } && \
 	  $(PYTEST) -m "not alone" --numprocesses logical --maxprocesses 8 --dist worksteal $(ROOT)/tests; \
-	  status=$$?; rm -rf $$empty; exit $$status
+	  status=$$?; rm -rf $$empty; exit $$((alone | status))
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
