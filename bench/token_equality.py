@@ -4,6 +4,9 @@
     python bench/token_equality.py --engine triton --preset hopper --plans 1000
     python bench/token_equality.py --engine triton --virtual-gpu --model halfcheetah    compiled kernels, without a GPU
 
+The virtual GPU has few multiprocessors, so that a program takes up to 16 candidates or beams: that is fewest
+instructions. `--tile 1` runs the kernels of a single plan on a large GPU.
+
 Both engines search in step with the same seeds, contexts sliding through recorded episodes. Where they first part, the
 decision behind it is looked at: a token's probability against its rival's, a draw against the edge that it fell beside,
 a score against the one that was kept instead. Closer than 1e-4 it is a near-tie, and that plan is not followed further;
@@ -137,6 +140,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", default="cpp", choices=["cpp", "triton"])
     parser.add_argument("--virtual-gpu", action="store_true", help="of triton: run what it compiles on the CPU, slowly")
+    parser.add_argument(
+        "--tile", type=int, default=None, choices=[1, 2, 4, 8, 16], help="of triton: candidates or beams of a program"
+    )
     parser.add_argument("--preset", nargs="+", default=["halfcheetah-medium"])
     parser.add_argument("--context", nargs="+", default=["rolling", "window"], choices=["rolling", "window"])
     parser.add_argument("--plans", type=int, default=1000, help="of each preset and context (default 1000)")
@@ -155,6 +161,10 @@ def main() -> int:
         from virtual_gpu.driver import VirtualGPU, plan_on
 
         plan_on(VirtualGPU())
+    if arguments.tile is not None:
+        from ttengine.engines import triton_memory
+
+        triton_memory.sequences_of_a_tile = lambda *_: arguments.tile
     records, failed = [], False
     for preset, kind in itertools.product(arguments.preset, arguments.context):
         body = find_body(preset)
@@ -170,6 +180,7 @@ def main() -> int:
             "preset": preset,
             "context": kind,
             "weights": arguments.model or "random",
+            "tile": arguments.tile,
             "isa": "virtual sm_90" if arguments.virtual_gpu else getattr(pair.fast, "isa", None),
         }
         failed |= bool(record["mismatches"])

@@ -378,7 +378,7 @@ def _multiply(each: Instruction) -> str:
 def _convert(each: Instruction) -> str:
     target, source = each.words[-2:]
     if source in ("bf16", "f16") and target == "f32":
-        return f"(U32)widen_{source}(to<U32>({value(each.operands[1], 'b16')}))"
+        return f"(U32)widen_{source}({value(each.operands[1], 'b16')})"
     if target in ("bf16", "f16") and source == "f32":
         return f"to<U16>(round_{target}({value(each.operands[1], 'f32')}))"
     if target in ("bf16x2", "f16x2"):
@@ -472,12 +472,15 @@ def _statement(each: Instruction, mask: str | None) -> str:
     if first == "mma":
         if words[-3] not in ("bf16", "f16"):
             raise UnknownPTXError("a product of other numbers")
-        parts = ("{" + ", ".join(f"&{name[1:]}" for name in _registers(operand)) + "}" for operand in each.operands)
-        return f"multiply<widen_{words[-3]}>({', '.join(parts)});"
+        out, a, b, c = ([name[1:] for name in _registers(operand)] for operand in each.operands)
+        given = " ".join(
+            f"const U32 {name}[] = {{{', '.join(held)}}};" for name, held in zip("abc", (a, b, c), strict=True)
+        )
+        return f"{{ {given} U32 out[4]; multiply<widen_{words[-3]}>(out, a, b, c); {_take('out', out)} }}"
     if first == "shfl":
         target, *rest = each.operands
         numbers = ", ".join(value(operand, "b32") for operand in rest[:3])
-        return _assign(target, f"shuffle(Shuffle::{words[2]}, {numbers})", mask)
+        return _assign(target, f"shuffle<Shuffle::{words[2]}>({numbers})", mask)
     if each.guard is not None:
         raise UnknownPTXError("a guard that is not looked at")
     if first == "mov" and (each.operands[0][0] == "{" or each.operands[1][0] == "{"):
@@ -508,21 +511,24 @@ def _access(each: Instruction, mask: str | None) -> str:
     type = f"{'' if each.type[0] == 's' else 'u'}int{each.type[1:]}_t"
     where = f"{value(base, 'b64' if space == 'global' else 'b32')}, {offset}"
     verb = f"{'load' if loads else 'store'}_{space}<{type}, {len(names)}>"
-    constants, pointers = [], []
     kinds = (KINDS[found[1]] for name in names if (found := _REGISTER.match(name)))
     vector = next(kinds, f"U{max(16, int(each.type[1:]))}")
-    for i, name in enumerate(names):
-        if name == "_":
-            constants.append(f"{vector} c{i};")
-            pointers.append(f"&c{i}")
-        elif name.startswith("%"):
-            pointers.append(f"&{name[1:]}")
-        else:
-            constants.append(f"{vector} c{i} = ({vector}){value(name, f'b{vector[1:]}')};")
-            pointers.append(f"&c{i}")
-    list_of = f"{'' if loads else 'const '}{vector}* const numbers[] = {{{', '.join(pointers)}}};"
+    held = [name[1:] if _REGISTER.match(name) else "{}" if name == "_" else _constant(name, vector) for name in names]
     call = f"{verb}(w, {_guard(each, mask)}, {where}, numbers, {each.line});"
-    return "{ " + " ".join([*constants, list_of, call]) + " }"
+    if not loads:
+        return f"{{ const {vector} numbers[] = {{{', '.join(held)}}}; {call} }}"
+    before = f" = {{{', '.join(held)}}}" if mask or each.guard else ""  # lanes that load nothing keep what they have
+    after = _take("numbers", [name[1:] for name in names])
+    return f"{{ {vector} numbers[{len(names)}]{before}; {call} {after} }}"
+
+
+def _constant(operand: str, vector: str) -> str:
+    return f"({vector}){value(operand, f'b{vector[1:]}')}"
+
+
+def _take(array: str, names: list[str]) -> str:
+    """Registers' new values; a name that is empty takes none."""
+    return " ".join(f"{name} = {array}[{i}];" for i, name in enumerate(names) if name)
 
 
 def _atomic(each: Instruction, mask: str | None) -> str:
@@ -549,8 +555,8 @@ def _copy(each: Instruction) -> str:
     (to_base, to_offset), (from_base, from_offset) = _address(target), _address(source)
     count = value((filled or [size])[0], "u32")
     return (
-        f"copy_async(w, {_guard(each, None)}, {value(to_base, 'b32')}, {to_offset}, {value(from_base, 'b64')}, "
-        f"{from_offset}, {int(size, 0)}, {count}, {each.line});"
+        f"copy_async<{int(size, 0)}>(w, {_guard(each, None)}, {value(to_base, 'b32')}, {to_offset}, "
+        f"{value(from_base, 'b64')}, {from_offset}, {count}, {each.line});"
     )
 
 
@@ -558,8 +564,10 @@ def _matrix(each: Instruction) -> str:
     loads = each.words[0] == "ldmatrix"
     names, place = each.operands if loads else each.operands[::-1]
     base, offset = _address(place)
-    pointers = ", ".join(f"&{name[1:]}" for name in _registers(names))
+    held = [name[1:] for name in _registers(names)]
     transposed = "true" if "trans" in each.words else "false"
-    verb = f"{'load' if loads else 'store'}_matrix<{len(_registers(names))}, {transposed}>"
-    list_of = f"{'' if loads else 'const '}U32* const matrices[] = {{{pointers}}};"
-    return f"{{ {list_of} {verb}(w, {value(base, 'b32')}, {offset}, matrices, {each.line}); }}"
+    verb = f"{'load' if loads else 'store'}_matrix<{len(held)}, {transposed}>"
+    call = f"{verb}(w, {value(base, 'b32')}, {offset}, matrices, {each.line});"
+    if not loads:
+        return f"{{ const U32 matrices[] = {{{', '.join(held)}}}; {call} }}"
+    return f"{{ U32 matrices[{len(held)}]; {call} {_take('matrices', held)} }}"

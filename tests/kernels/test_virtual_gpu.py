@@ -83,3 +83,12 @@ def test_ptx_that_is_not_known_is_refused_with_its_line(virtual: dict[str, str])
     done = run(virtual, "-c", program)
     assert done.returncode != 0
     assert "UnknownPTXError: line 5: tanh.approx.f32 %r1, %r0" in done.stderr
+
+
+def test_a_command_plans_on_the_virtual_gpu(virtual: dict[str, str]) -> None:
+    """Its kernels are run, and not the interpreter or another engine."""
+    plan = ("--plan.engine", "triton", "--plan.horizon", "1", "--plan.beam-width", "2", "--plan.precision", "bf16")
+    steps = ("--episodes", "1", "--max-steps", "1", "--json")
+    done = run(virtual, "-m", "virtual_gpu", "evaluate", "hopper", *plan, *steps)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["plan"]["engine"] == "triton"
