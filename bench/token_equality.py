@@ -154,17 +154,17 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    if arguments.engine != "triton" and (arguments.virtual_gpu or arguments.tile):
+        parser.error("--virtual-gpu and --tile are of compiled kernels: add --engine triton")
     if arguments.virtual_gpu:
-        if arguments.engine != "triton":
-            parser.error("--virtual-gpu runs compiled kernels: add --engine triton")
         os.environ.pop("TRITON_INTERPRET", None)
         from virtual_gpu.driver import VirtualGPU, plan_on
 
         plan_on(VirtualGPU())
-    if arguments.tile is not None:
+    if arguments.tile:
         from ttengine.engines import triton_memory
 
-        triton_memory.sequences_of_a_tile = lambda *_: arguments.tile
+        triton_memory.sequences_of_a_tile = lambda sequences, multiprocessors, least: max(arguments.tile, least)
     records, failed = [], False
     for preset, kind in itertools.product(arguments.preset, arguments.context):
         body = find_body(preset)

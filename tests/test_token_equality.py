@@ -16,8 +16,11 @@ from token_equality import NEAR, decision_margin, main, selection_margin
 GREEDY = Sampling(k=1)
 
 
-def test_the_virtual_gpu_is_tritons(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["token_equality.py", "--virtual-gpu"])
+@pytest.mark.parametrize("option", [("--virtual-gpu",), ("--tile", "1")])
+def test_options_of_tritons_kernels_are_no_other_engines(
+    option: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["token_equality.py", *option])
     with pytest.raises(SystemExit):
         main()
     assert "add --engine triton" in capsys.readouterr().err

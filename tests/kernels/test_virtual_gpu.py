@@ -89,6 +89,7 @@ def test_a_command_plans_on_the_virtual_gpu(virtual: dict[str, str]) -> None:
     """Its kernels are run, and not the interpreter or another engine."""
     plan = ("--plan.engine", "triton", "--plan.horizon", "1", "--plan.beam-width", "2", "--plan.precision", "bf16")
     steps = ("--episodes", "1", "--max-steps", "1", "--json")
-    done = run(virtual, "-m", "virtual_gpu", "evaluate", "hopper", *plan, *steps)
+    done = run({**virtual, "TRITON_INTERPRET": "1"}, "-m", "virtual_gpu", "evaluate", "hopper", *plan, *steps)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)["plan"]["engine"] == "triton"
+    assert "virtual GPU: 1 prefill 1 expand 1 _select_beams 1 take" in done.stderr
