@@ -65,7 +65,7 @@ def main() -> None:
     triton_memory.sequences_of_a_tile = lambda cut_short, _, least: (
         arguments.tile or rule(whole[cut_short], MULTIPROCESSORS, least)
     )
-    settings = {"engine": "triton", "horizon": 2, "beam_width": beams}
+    settings = {"engine": "triton", "horizon": 2, "beam_width": beams, "graph": False}
     settings |= {"precision": arguments.precision, "context_kind": arguments.context}
     planner = Planner(checkpoint, dataclasses.replace(preset, **settings), device="cpu")
     plan = planner.plan(*moments_of(checkpoint, 12)[-1])

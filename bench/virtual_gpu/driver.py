@@ -12,6 +12,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime.driver import driver
 
 from . import ptx
+from .graph import Address, VirtualGraph, provide
 
 SHARED_MEMORY = 232_448
 """Bytes that a block can have, on Hopper."""
@@ -70,11 +72,13 @@ class VirtualGPU:
             of other warps and blocks? Takes several times as long.
         shuffle: run blocks in another order at every launch.
         runs: False: compile and launch, but run nothing.
+        graph: what is captured now.
     """
 
     checks: bool = False
     shuffle: random.Random | None = None
     runs: bool = True
+    graph: VirtualGraph | None = None
     kernels: dict[str, Kernel] = field(default_factory=dict)
     """hash of the PTX -> kernel"""
     compiled: list[str] = field(default_factory=list)
@@ -100,15 +104,23 @@ class VirtualGPU:
             self.kernels[key] = Kernel(text, function, ctypes.CDLL(str(library)), passes)
         return self.kernels[key]
 
+    def launch(self, name: str, *what: Any) -> None:
+        """Launch a kernel, `what` as for `run`."""
+        self.launched.append(name)
+        if self.runs:
+            self.run(*what)
+
     def run(self, kernel: Kernel, grid: Sequence[int], warps: int, shared: int, arguments: Sequence[Any]) -> None:
-        """Launch, and wait.
+        """Run a kernel.
 
         Raises:
             VirtualGPUError: the kernel did what it must not do; the message says what and where.
         """
+        if any(isinstance(each, Address) and each.freed for each in arguments):
+            raise VirtualGPUError(f"{kernel.function.name}: launched with memory that was freed")
         words = [_word(each) for each in arguments]
         words += [0] * (kernel.function.parameters - len(words))  # scratch memory, of which none was asked for
-        ranges = sorted({_range(each) for each in arguments if isinstance(each, torch.Tensor)}) if self.checks else []
+        ranges = sorted({(each.begin, each.end) for each in arguments if isinstance(each, Address) and self.checks})
         flat = [edge for each in ranges for edge in each]
         count = grid[0] * grid[1] * grid[2]
         order = self.shuffle.sample(range(count), count) if self.shuffle else range(count)
@@ -137,25 +149,20 @@ class VirtualGPU:
 
 def _word(argument: Any) -> int:
     """An argument as 64 bits."""
-    if isinstance(argument, torch.Tensor):
-        return argument.data_ptr()
+    if isinstance(argument, Address):
+        return argument.begin
     if isinstance(argument, float):
         return int.from_bytes(struct.pack("<f", argument), "little")
     return int(argument) % 2**64
 
 
-def _range(tensor: torch.Tensor) -> tuple[int, int]:
-    """Addresses of a tensor's numbers."""
-    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
-
-
 def _flat(kind: Any, argument: Any) -> Iterator[Any]:
-    """Arguments that a kernel has, members of tuples one by one."""
+    """Arguments that a kernel has, members of tuples one by one, of tensors where they lie."""
     if isinstance(kind, tuple):
         for inner, member in zip(kind, argument, strict=True):
             yield from _flat(inner, member)
     elif kind != "constexpr":
-        yield argument
+        yield Address(argument) if isinstance(argument, torch.Tensor) else argument
 
 
 def install(gpu: VirtualGPU, capability: int = 90) -> None:
@@ -167,10 +174,12 @@ def install(gpu: VirtualGPU, capability: int = 90) -> None:
             self.name, self.warps, self.shared = metadata.name, metadata.num_warps, metadata.shared
 
         def __call__(self, x: int, y: int, z: int, stream: int, kernel: Kernel, *others: Any) -> None:
-            gpu.launched.append(self.name)
-            if gpu.runs:
-                arguments = others[-len(self.signature) :]
-                gpu.run(kernel, (x, y, z), self.warps, self.shared, list(_flat(self.signature, arguments)))
+            arguments = list(_flat(self.signature, others[-len(self.signature) :]))
+            launch = partial(gpu.launch, self.name, kernel, (x, y, z), self.warps, self.shared, arguments)
+            if gpu.graph is None:
+                launch()
+            else:
+                gpu.graph.steps.append(launch)
 
     class Utils:
         text = ""
@@ -213,5 +222,7 @@ def plan_on(gpu: VirtualGPU) -> None:
     from ttengine.engines import triton, triton_memory
 
     install(gpu)
+    provide(gpu)
     triton.check_machine = lambda device: None
+    triton.captures = lambda device: True
     triton_memory.room_on = lambda device: SHARED_MEMORY

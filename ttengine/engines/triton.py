@@ -15,7 +15,7 @@ from ttengine.config import PlanConfig
 from ttengine.discretizer import Discretizer
 from ttengine.engines.protocol import Candidates, Counters, NoiseKey
 from ttengine.engines.reference import log_probabilities, sampling_of
-from ttengine.engines.triton_limits import check_machine, check_sizes, describe
+from ttengine.engines.triton_limits import captures, check_machine, check_sizes, describe
 from ttengine.errors import ConfigError, EngineError, NonFiniteError
 from ttengine.kernels import reference as ops
 from ttengine.model import TrajectoryTransformer
@@ -175,7 +175,7 @@ class TritonEngine:
         self._waits = anytime
         if self.config.objective == "likelihood":
             return self._run_likelihood(search)
-        if anytime or not self.config.graph or self.device.type != "cuda":
+        if anytime or not self.config.graph or not captures(self.device):
             search()
         else:
             if self._memory.graph is None:

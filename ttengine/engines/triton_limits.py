@@ -82,6 +82,11 @@ def check_machine(device: torch.device) -> None:
         )
 
 
+def captures(device: torch.device) -> bool:
+    """Whether what is launched on a device can be captured in a CUDA graph; what the interpreter runs cannot."""
+    return device.type == "cuda"
+
+
 def check_sizes(model: ModelConfig, config: PlanConfig) -> None:
     """Raise for a model or a search that the kernels do not take."""
     head = model.width // model.heads
