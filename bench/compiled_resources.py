@@ -47,6 +47,7 @@ TARGETS = {
 ACTION, TOP = Rule(cdf=0.6), Rule(k=1)
 
 
+DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}
 ROOMS = {"small": 64 * 1024, "roomy": 227 * 1024}
 """Bytes of shared memory of a program: gfx942 has no more, GPUs for the desktop hardly more; a Hopper has as much."""
 
@@ -54,7 +55,7 @@ ROOMS = {"small": 64 * 1024, "roomy": 227 * 1024}
 def shape_of(dtype: str, window: bool = False, **others: Any) -> Shape:
     """The paper's model for hopper, rotary or, for a window, absolute."""
     others |= {"places": 159} if window else {"rotary": True, "sight": 5, "places": 16}
-    return Shape(11, 3, 100, 4, 4, 128, dtype={"bf16": tl.bfloat16, "fp32": tl.float32}[dtype], **others)
+    return Shape(11, 3, 100, 4, 4, 128, dtype=DTYPES[dtype], **others)
 
 
 def search_of(window: bool = False) -> Search:
@@ -73,7 +74,7 @@ def segment(words: list[str], room: str | None) -> tuple[Any, dict[str, Any], di
     """A segment's kernel, the types of its arguments and its constants."""
     name, dtype, window = words[0], words[-1], "window" in words
     shape = shape_of(dtype, window, **({"room": ROOMS[room]} if room else {}))
-    number, part = {"bf16": ("*bf16", "*bf16"), "fp32": ("*fp32", "*fp16")}[dtype]
+    number, part = f"*{dtype}", "*bf16" if dtype == "bf16" else "*fp16"
     types: dict[str, Any] = {"model": Model(part, "*fp32", number, "*fp32"), "pages": part, "beams": ROWS}
     types |= {"candidates": ROWS, "problems": PROBLEMS, "kept": "*i64", "score": "*fp32", "out": "*i32"}
     types |= dict.fromkeys(("round", "rounds", "rows", "first_page", "longest", "columns"), "i32")
@@ -108,6 +109,7 @@ CASES: dict[str, tuple[str, ...]] = {
     **{f"{name} fp32": ("sm_80", "sm_90", "sm_100") for name in ("prefill", "expand", "observe")},
     **{f"{name} roomy fp32": ("sm_90",) for name in ("expand", "observe")},
     **{f"{name} alone bf16": ("sm_80", "sm_90", "sm_100") for name in ("expand", "observe")},
+    **{f"{name} alone fp16": ("sm_90",) for name in ("expand", "observe")},
     "observe alone fp32": ("sm_80", "sm_90", "sm_100"),
     "observe alone roomy fp32": ("sm_90",),
     "expand small bf16": ("sm_80",),

@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="halfcheetah", help="file or shipped name")
     parser.add_argument("--preset", default="halfcheetah-medium")
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16", "fp32"])
     parser.add_argument("--context", default="rolling", choices=["rolling", "window"])
     parser.add_argument(
         "--tile", type=int, choices=[1, 2, 4, 8, 16], help="candidates or beams; by default as for one plan"

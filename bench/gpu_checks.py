@@ -194,6 +194,7 @@ def tiny_plans() -> None:
         ("return", "rolling", "fp32", 32),
         ("return", "window", "fp32", 64),
         ("return", "rolling", "bf16", 64),
+        ("return", "rolling", "fp16", 32),
         ("return", "window", "bf16", 32),
         ("likelihood", "rolling", "fp32", 32),
         ("likelihood", "window", "bf16", 64),

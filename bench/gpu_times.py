@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from first_actions import compare_precisions
 from gpu_checks import FULL_TILES, Case, with_tiles
 from harness import percentile
 from naive_engine import time_naive
@@ -36,7 +37,7 @@ CONTEXTS = ("rolling", "window")
 VARIANTS = tuple(
     {"context_kind": context, "precision": precision, "draft": draft}
     for context in CONTEXTS
-    for precision, draft in (("bf16", True), ("bf16", False), ("fp32", True))
+    for precision, draft in (("bf16", True), ("bf16", False), ("fp16", True), ("fp32", True))
 )
 """What is timed of the triton engine on each preset."""
 THROUGHPUT = {"precision": "bf16", "context_kind": "rolling"}
@@ -46,7 +47,7 @@ TILES = (1, 2, 4, 8, 16)
 WARM_UP, WARM_UP_S = 3, 0.5
 """Untimed plans before, at least: the first compiles kernels and captures the graph; and seconds, after it: an idle
 GPU's clock is low."""
-ROW_S, NAIVE_S = 6.0, 15.0
+ROW_S, NAIVE_S = 5.0, 15.0
 """Most seconds of a row of latencies, and of a naive plan that is timed whole."""
 
 
@@ -130,7 +131,7 @@ def latency(case: Case, preset: str, plans: int, slow_plans: int) -> dict[str, A
         for key, other in (("x_naive", "naive"), ("x_eager", eager)):
             if "p50_ms" in row and "p50_ms" in rows[other]:
                 row[key] = round(rows[other]["p50_ms"] / row["p50_ms"], 1)
-        if name.startswith("triton bf16") and "p50_ms" in row:
+        if name.startswith(("triton bf16", "triton fp16")) and "p50_ms" in row:
             row["meets_target"] = row["p50_ms"] <= p50 and row["p99_ms"] <= p99
     period_ms = 1e3 * BODIES[preset.split("-")[0]].control_period_s
     return {"weights": case.weights, "target_p50_p99_ms": [p50, p99], "control_period_ms": period_ms, "rows": rows}
@@ -194,18 +195,12 @@ def tiles(case: Case, plans: int, limit_s: float) -> dict[str, Any]:
 
 
 def first_actions(case: Case, plans: int, limit_s: float) -> dict[str, Any]:
-    """The share of plans whose first action is the same, to the bit, in bfloat16 and in float32."""
+    """How the first actions of plans in 16 bits compare with those in float32, in both kinds of context."""
+    moments = moments_of(case.checkpoint, plans)
     result: dict[str, Any] = {"weights": case.weights}
     for context in CONTEXTS:
-        pair = [case.planner(precision=precision, context_kind=context) for precision in ("bf16", "fp32")]
-        equal, until = [], time.perf_counter() + limit_s / 2
-        for step, moment in enumerate(moments_of(case.checkpoint, plans)):
-            past = cropped(moment.context, pair[0].context_capacity)
-            ours, theirs = (planner.plan(moment.observation, past, step=step).action for planner in pair)
-            equal.append(np.array_equal(ours, theirs))
-            if time.perf_counter() > until:
-                break
-        result[context] = {"share_equal": round(sum(equal) / len(equal), 4), "plans": len(equal)}
+        search = dataclasses.replace(case.config, context_kind=context)  # type: ignore[arg-type]
+        result[context] = compare_precisions(case._replace(config=search), moments, limit_s / len(CONTEXTS))
     return result
 
 

@@ -173,8 +173,8 @@ class Model(NamedTuple):
     """A packed model: four tensors on the device, or pointers to them in a kernel."""
 
     matrices: Any
-    """[Shape.matrices] bfloat16: a layer's, one after the other, then the heads; for float32 [2, Shape.matrices]
-    float16, taken apart (`products`)"""
+    """[Shape.matrices] of the kernel's dtype: a layer's, one after the other, then the heads; for float32
+    [2, Shape.matrices] float16, taken apart (`products`)"""
     vectors: Any
     """[layers * 13*D + 2*D] float32: norms and biases, in the order in which they are used"""
     embeddings: Any
@@ -210,11 +210,11 @@ def pack(weights: Mapping[str, Tensor], shape: Shape, distances: int) -> Model:
     if shape.goal:
         embeddings.append(weights["goal_embedding.weight"])
     numbers = torch.cat([each.flatten() for each in matrices])
-    bf16 = shape.dtype == tl.bfloat16
+    dtype = {tl.float32: torch.float32, tl.float16: torch.float16, tl.bfloat16: torch.bfloat16}[shape.dtype]
     return Model(
-        numbers.bfloat16() if bf16 else take_apart(numbers),
+        take_apart(numbers) if shape.parts == 2 else numbers.to(dtype),
         torch.cat([each.flatten() for each in vectors]).float(),
-        torch.cat(embeddings).to(torch.bfloat16 if bf16 else torch.float32).contiguous(),
+        torch.cat(embeddings).to(dtype).contiguous(),
         turns(shape, distances).to(place.device),
     )
 
@@ -305,7 +305,7 @@ def only(x, FEW: tl.constexpr):
 def layer_norm(x, vectors, SHAPE: tl.constexpr):
     """LayerNorm over the last axis; vectors points at D weights, then D biases."""
     d = tl.arange(0, SHAPE.width)
-    if SHAPE.dtype == tl.bfloat16:  # at once: in bfloat16 it does not matter that the difference loses digits
+    if SHAPE.parts == 1:  # at once: in 16 bits it does not matter that the difference loses digits
         total, squares = tl.split(tl.sum(tl.join(x, x * x), 1))
         mean = total * (1.0 / SHAPE.width)
         scale = tl.math.rsqrt(tl.maximum(tl.fma(-mean, mean, squares * (1.0 / SHAPE.width)), 0.0) + NORM_EPS)

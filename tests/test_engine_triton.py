@@ -322,22 +322,37 @@ def test_a_tile_has_a_strand_for_every_warp(monkeypatch: pytest.MonkeyPatch) -> 
     """Or its sums would run in another order than those of larger tiles: so wide heads are not planned for alone."""
     monkeypatch.setattr(triton_memory, "sequences_of_a_tile", lambda sequences, multiprocessors, least: least)
     for width, heads, least in ((32, 2, 1), (128, 4, 1), (64, 1, 2), (256, 4, 2)):
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "fp16", "bf16"):
             planner = make_planner(PlanConfig(precision=precision), width=width, heads=heads)  # type: ignore[arg-type]
             memory = planner.engine._remember(1)  # type: ignore[attr-defined]
             assert memory.candidates_of_a_tile == memory.beams_of_a_tile == least
 
 
 def test_weights_beyond_float16_are_refused() -> None:
-    """The kernels take float32 apart into numbers of float16, which end at 65,504."""
+    """Of float32 the kernels take apart into numbers of float16, which end at 65,504; bfloat16 goes on."""
     checkpoint = make_checkpoint(**SHAPE)
     weight = checkpoint.model.blocks[0].mlp_in.weight
     with torch.no_grad():
         weight[0, 0] = 65_504.0
         Planner(checkpoint, dataclasses.replace(FAST, engine="triton"), device=DEVICE)
         weight[0, 0] = -66_000.0
-    with pytest.raises(ConfigError, match=r"65,504.*reference"):
-        Planner(checkpoint, dataclasses.replace(FAST, engine="triton"), device=DEVICE)
+    for precision in ("fp32", "fp16"):
+        with pytest.raises(ConfigError, match=rf"65,504.*{precision}.*reference"):
+            Planner(checkpoint, dataclasses.replace(FAST, engine="triton", precision=precision), device=DEVICE)  # type: ignore[arg-type]
+    Planner(checkpoint, dataclasses.replace(FAST, engine="triton", precision="bf16"), device=DEVICE)
+
+
+@pytest.mark.parametrize("kind", ["rolling", "window"])
+def test_float16_plans_nearly_as_float32_does(kind: Any) -> None:
+    """Most plans are the same, but rounding shows: it is not float32."""
+    config = dataclasses.replace(FAST, context_kind=kind)
+    half = make_planner(dataclasses.replace(config, precision="fp16"))
+    assert half.engine._packed.matrices.dtype == torch.float16  # type: ignore[attr-defined]
+    pairs = list(zip(episode(half, 5), episode(make_planner(config, engine="reference"), 5), strict=True))
+    same = [np.array_equal(ours.actions, theirs.actions) for ours, theirs in pairs]
+    off = [abs(float(ours.score - theirs.score)) for (ours, theirs), equal in zip(pairs, same, strict=True) if equal]
+    assert sum(same) >= 4
+    assert 1e-6 < max(off) < 1e-2
 
 
 def test_what_the_kernels_do_not_take_is_refused_at_construction() -> None:

@@ -278,21 +278,28 @@ def test_tiles_of_every_size_are_timed(case: Case, monkeypatch: pytest.MonkeyPat
         assert found["beams_of_a_tile"][str(rows)] == {"rows": (candidates, rows)}
 
 
-def test_first_actions_are_compared_between_precisions(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first plan in bfloat16 is another one here."""
+def test_first_actions_are_compared_between_precisions_and_between_seeds(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second plan in bfloat16 is another one here, and so are both of the other seed."""
     plan = Planner.plan
 
-    def wrong(self: Planner, *arguments: Any, step: int) -> Any:
-        found = plan(self, *arguments, step=step)
-        if self.config.precision == "bf16" and step == 0:
-            found.actions[0] += 1
+    def planned(self: Planner, *arguments: Any, seed: int, step: int) -> Any:
+        fp32 = Planner(self.checkpoint, dataclasses.replace(self.config, precision="fp32"), device=DEVICE)
+        found = plan(fp32, *arguments, seed=0, step=step)
+        found.actions[0] += 0.5 * (self.config.precision == "bf16" and step == 1) + 2.0 * seed
         return found
 
-    monkeypatch.setattr(Planner, "plan", wrong)
+    monkeypatch.setattr(Planner, "plan", planned)
     found = gpu_times.first_actions(case, 2, 1e9)
-    assert found["rolling"]["plans"] == found["window"]["plans"] == 2
-    assert found["rolling"]["share_equal"] in (0.0, 0.5)  # the interpreter's bfloat16 is not to be trusted
-    assert gpu_times.first_actions(case, 2, 0.0)["window"] == {"share_equal": 0.0, "plans": 1}
+    for context in ("rolling", "window"):
+        assert found[context] == {
+            "plans": 2,
+            "bf16": {"share_equal": 0.5, "mean_difference": 0.25},
+            "fp16": {"share_equal": 1.0, "mean_difference": 0.0},
+            "other_seed": {"share_equal": 0.0, "mean_difference": 2.0},
+        }
+    assert gpu_times.first_actions(case, 2, 0.0)["window"]["plans"] == 1
 
 
 def test_an_engine_that_fails_takes_no_other_rows_with_it(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

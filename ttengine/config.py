@@ -265,8 +265,9 @@ class PlanConfig:
     """of the cpp engine; None: as many as PyTorch uses when the planner is made"""
     deduplicate: bool = True
     """compute identical sequences once (cpp), or what windows have in common (triton): the plans are the same bytes"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """triton: of weights, keys and values; sums are float32. fp32 takes numbers up to 65,504, as float16 pairs do"""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """triton: of weights, keys and values; sums are float32. fp16 and bf16 take half of fp32's bytes and are as fast as
+    each other; fp16's plans are nearer to fp32's, bf16 takes numbers of any size, the others up to 65,504"""
     draft: bool = True
     """triton: guess the next observation, check many of its tokens at once; the plans are the same bytes either way"""
     graph: bool = True
@@ -281,7 +282,7 @@ class PlanConfig:
         check_choice(self, "context_kind", ("auto", "window", "rolling"))
         check_choice(self, "objective", ("return", "likelihood"))
         check_choice(self, "engine", ("auto", "cpp", "triton", "reference"))
-        check_choice(self, "precision", ("fp32", "bf16"))
+        check_choice(self, "precision", ("fp32", "fp16", "bf16"))
         if self.threads is not None:
             check_range(self, "threads", 1, 256)
         check_range(self, "discount", 0.0, 1.0)

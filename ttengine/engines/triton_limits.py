@@ -96,12 +96,13 @@ def check_sizes(model: ModelConfig, config: PlanConfig) -> None:
                 f"engine='triton' takes models whose {name} is a power of two from {least} to {most}, this one's is "
                 f"{size}; use engine='reference', or 'cpp' on the CPU"
             )
-    most = 512 if config.precision == "bf16" else 256
+    parts = 2 if config.precision == "fp32" else 1
+    most = 512 // parts
     if model.width > most:
         raise ConfigError(
-            f"in {config.precision} engine='triton' takes widths up to {most}, not {model.width}: use bf16"
+            f"in {config.precision} engine='triton' takes widths up to {most}, not {model.width}: use fp16 or bf16"
         )
-    numbers, most = model.width * (1 << model.n_bins.bit_length()), 65_536 if config.precision == "bf16" else 32_768
+    numbers, most = model.width * (1 << model.n_bins.bit_length()), 65_536 // parts
     if numbers > most:
         raise ConfigError(
             f"a head of {model.width} by {model.n_bins + 1} is more than a program of engine='triton' can hold in "

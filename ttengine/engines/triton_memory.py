@@ -42,7 +42,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -
         goal=model.goal,
         rotary=rotary,
         places=model.transition_dim if rotary else model.max_tokens,
-        dtype=tl.bfloat16 if config.precision == "bf16" else tl.float32,
+        dtype={"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}[config.precision],
         **({"sight": model.context} if rotary else {}),
         room=room_on(device),
     )
@@ -173,7 +173,7 @@ class Memory:
         pages = self.first_page + self.turns * B * C
         self.staged = Staged(B, self.transitions * K + N, N if shape.goal else 0, entries, N, device)
         self.episodes: list[Episode | None] = [None] * B
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float16  # in two parts
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float16  # fp32 in two parts
         asked = pages * shape.page_size * dtype.itemsize
         try:
             self.pages = _new((pages, shape.page_size), dtype, device)
@@ -182,7 +182,7 @@ class Memory:
         except torch.OutOfMemoryError as error:
             raise EngineError(
                 f"{pages:,} pages of keys and values take {asked / 2**30:.1f} GiB, more than {device} has left; "
-                f"plan fewer than {B} problems at once, use precision='bf16', or a narrower beam"
+                f"plan fewer than {B} problems at once, use precision='fp16' or 'bf16', or a narrower beam"
             ) from error
         if search.window:  # a beam's pages never change
             own = torch.arange(B * W * search.entries, device=device).view(B, W, search.entries)
