@@ -329,7 +329,7 @@ def test_a_tile_has_a_strand_for_every_warp(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_weights_beyond_float16_are_refused() -> None:
-    """Of float32 the kernels take apart into numbers of float16, which end at 65,504; bfloat16 goes on."""
+    """Float32 is taken apart into two numbers of float16, and those end at 65,504; bfloat16 goes on."""
     checkpoint = make_checkpoint(**SHAPE)
     weight = checkpoint.model.blocks[0].mlp_in.weight
     with torch.no_grad():
