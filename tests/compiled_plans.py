@@ -1,6 +1,6 @@
 """Plans by compiled kernels without a GPU, every access to memory looked at. Prints JSON; a program of its own.
 
-Whole plans of the triton engine run on `virtual_gpu`, in every precision, their blocks in another order each
+Whole plans of the triton engine run on `virtual_gpu`, in float32 and in bfloat16, their blocks in another order each
 time, tiles of candidates and beams as on a GPU with many multiprocessors and as on one. The first planner of each kind
 captures its search and replays it, the others launch kernel by kernel.
 """
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 KINDS = {
     "rolling fp32": Kind({}, [4, 16, 1]),
     "window bf16": Kind({"precision": "bf16", "context_kind": "window"}, [16, 1], goal=True),
-    "objective fp16": Kind({"precision": "fp16"}, [4, 4], objective=cautious),
+    "objective fp32": Kind({}, [4, 4], objective=cautious),
 }
 
 
