@@ -47,7 +47,6 @@ TARGETS = {
 ACTION, TOP = Rule(cdf=0.6), Rule(k=1)
 
 
-DTYPES = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}
 ROOMS = {"small": 64 * 1024, "roomy": 227 * 1024}
 """Bytes of shared memory of a program: gfx942 has no more, GPUs for the desktop hardly more; a Hopper has as much."""
 
@@ -55,7 +54,7 @@ ROOMS = {"small": 64 * 1024, "roomy": 227 * 1024}
 def shape_of(dtype: str, window: bool = False, **others: Any) -> Shape:
     """The paper's model for hopper, rotary or, for a window, absolute."""
     others |= {"places": 159} if window else {"rotary": True, "sight": 5, "places": 16}
-    return Shape(11, 3, 100, 4, 4, 128, dtype=DTYPES[dtype], **others)
+    return Shape(11, 3, 100, 4, 4, 128, dtype=tl.dtype(dtype), **others)
 
 
 def search_of(window: bool = False) -> Search:

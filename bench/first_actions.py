@@ -80,6 +80,8 @@ def main() -> None:
         from virtual_gpu.driver import VirtualGPU, plan_on
 
         plan_on(VirtualGPU())
+    elif not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU here: add --virtual-gpu")
     checkpoint = load(arguments.model)
     model = checkpoint.model.config
     search = dataclasses.replace(plan_preset(arguments.preset), context_kind=arguments.context)
@@ -93,8 +95,8 @@ def main() -> None:
         "weights": arguments.model,
         "observations": log.label,
         "stride": arguments.stride,
-        **compare_precisions(Case(checkpoint, arguments.model, search), some),
         "gpu": "virtual sm_90" if arguments.virtual_gpu else torch.cuda.get_device_name(),
+        **compare_precisions(Case(checkpoint, arguments.model, search), some),
     }
     print(json.dumps(record))
     if arguments.json is not None:

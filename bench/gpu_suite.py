@@ -6,7 +6,7 @@
 
 Needs PyTorch, Triton and NumPy; ttengine may be installed, or is taken from beside this file. First the kernels and
 whole plans are held to the float32 reference on the same GPU; a mismatch ends the run with 1 before anything is timed.
-Then each preset is planned by the triton engine (float32, bfloat16), by PyTorch in float32 with a static cache, eager
+Then each preset is planned by the triton engine (in every precision), by PyTorch in float32 with a static cache, eager
 and compiled, and by the naive planner. Every number says how many plans it is of. Stages that would pass the time limit
 are left out, and named; the report is written after every stage.
 """

@@ -85,7 +85,7 @@ class Shape:
 
     @property
     def roomy(self) -> bool:
-        """Whether float32 can have as many numbers in flight as bfloat16."""
+        """Whether float32 can have as many numbers in flight as 16 bits."""
         return self.room >= 216 * 1024
 
     @property

@@ -221,9 +221,11 @@ def test_memory_that_others_hold_is_given_up_for_a_new_size(monkeypatch: pytest.
     def none(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
+    half = make_planner(PlanConfig(horizon=1, beam_width=2, precision="fp16"))
     monkeypatch.setattr(triton_memory, "_new", none)
-    with pytest.raises(EngineError, match="pages of keys and values take"):
-        planner.plan(np.ones((3, 3)))
+    for each, advice in ((planner, "use precision='fp16' or 'bf16', a narrower beam"), (half, "use a narrower beam")):
+        with pytest.raises(EngineError, match=rf"pages of keys and values take.*{advice} or fewer problems .* than 3"):
+            each.plan(np.ones((3, 3)))
 
 
 def test_a_plan_launches_three_kernels_a_round_and_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +362,7 @@ def test_what_the_kernels_do_not_take_is_refused_at_construction() -> None:
         with pytest.raises(ConfigError, match=match):
             make_planner(**model)
     for model in ({"width": 512, "heads": 8}, {"width": 256, "heads": 8, "bins": 130}):
-        with pytest.raises(ConfigError, match="fp32"):
+        with pytest.raises(ConfigError, match=r"fp32.*use (precision='fp16' or 'bf16'|engine='reference')"):
             make_planner(**model)
     with pytest.raises(ConfigError, match="4096"):
         make_planner(PlanConfig(horizon=1, beam_width=512, expand=9))

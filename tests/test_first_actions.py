@@ -30,6 +30,7 @@ def test_moments_are_a_stride_apart_and_the_record_is_written(tmp_path: Path, mo
         return {"plans": len(seen)}
 
     monkeypatch.setattr(first_actions, "compare_precisions", compare)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     out = tmp_path / "record.json"
     options = "--model hopper --preset hopper-demonstrator --context window --plans 3 --stride 7 --json"
@@ -41,3 +42,11 @@ def test_moments_are_a_stride_apart_and_the_record_is_written(tmp_path: Path, mo
     steps = replay(synthetic_log(model.discretizer, model.model.config.action_dim), 6, 6)
     rows = [moment.observation for moment, _ in (next(steps) for _ in range(15))]
     np.testing.assert_array_equal(seen, rows[::7])
+
+
+def test_without_a_gpu_it_says_what_to_add(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["first_actions.py", "--model", "hopper", "--preset", "hopper"])
+    with pytest.raises(SystemExit):
+        first_actions.main()
+    assert "add --virtual-gpu" in capsys.readouterr().err

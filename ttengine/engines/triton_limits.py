@@ -100,7 +100,8 @@ def check_sizes(model: ModelConfig, config: PlanConfig) -> None:
     most = 512 // parts
     if model.width > most:
         raise ConfigError(
-            f"in {config.precision} engine='triton' takes widths up to {most}, not {model.width}: use fp16 or bf16"
+            f"in {config.precision} engine='triton' takes widths up to {most}, not {model.width}: "
+            "use precision='fp16' or 'bf16'"
         )
     numbers, most = model.width * (1 << model.n_bins.bit_length()), 65_536 // parts
     if numbers > most:

@@ -42,7 +42,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -
         goal=model.goal,
         rotary=rotary,
         places=model.transition_dim if rotary else model.max_tokens,
-        dtype={"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16}[config.precision],
+        dtype=tl.dtype(config.precision),
         **({"sight": model.context} if rotary else {}),
         room=room_on(device),
     )
@@ -180,9 +180,10 @@ class Memory:
             self.beams = _rows(B, W, H, K, search, shape.padded, device)
             self.candidates = _rows(B, C, H, K, search, shape.padded, device)
         except torch.OutOfMemoryError as error:
+            halved = " precision='fp16' or 'bf16'," if config.precision == "fp32" else ""
             raise EngineError(
                 f"{pages:,} pages of keys and values take {asked / 2**30:.1f} GiB, more than {device} has left; "
-                f"plan fewer than {B} problems at once, use precision='fp16' or 'bf16', or a narrower beam"
+                f"use{halved} a narrower beam or fewer problems at once than {B}"
             ) from error
         if search.window:  # a beam's pages never change
             own = torch.arange(B * W * search.entries, device=device).view(B, W, search.entries)
