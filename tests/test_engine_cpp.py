@@ -319,6 +319,13 @@ def test_auto_takes_cpp_for_float32_on_the_cpu_and_says_so() -> None:
         Planner(checkpoint, PlanConfig(engine="cpp"))
 
 
+@pytest.mark.parametrize("engine", ["auto", "cpp", "reference"])
+def test_a_precision_that_only_triton_has_is_refused_and_not_ignored(engine: str) -> None:
+    with pytest.raises(ConfigError, match=r"precision='bf16' is for engine='triton'.*leave precision out") as refused:
+        Planner(make_checkpoint(), PlanConfig(engine=engine, precision="bf16"))  # type: ignore[arg-type]
+    assert ("engine='auto' chose" in str(refused.value)) == (engine == "auto")
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_weight_is_named_before_anything_is_planned(bad: float) -> None:
     checkpoint = make_checkpoint()

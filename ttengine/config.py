@@ -267,7 +267,8 @@ class PlanConfig:
     """compute identical sequences once (cpp), or what windows have in common (triton): the plans are the same bytes"""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """triton: of weights, keys and values; sums are float32. fp16 and bf16 take half of fp32's bytes, and as much
-    work as each other; more of fp16's plans are fp32's, bf16 takes numbers of any size, the others up to 65,504"""
+    work as each other; more of fp16's plans are fp32's, bf16 takes numbers of any size, the others up to 65,504. Other
+    engines compute in the model's own precision, and refuse any but fp32"""
     draft: bool = True
     """triton: guess the next observation, check many of its tokens at once; the plans are the same bytes either way"""
     graph: bool = True

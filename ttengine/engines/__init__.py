@@ -11,6 +11,7 @@ from ttengine.engines.protocol import Candidates, Counters, EagerEngine, Engine,
 from ttengine.engines.reference import ReferenceEngine
 from ttengine.engines.triton import TritonEngine
 from ttengine.engines.triton_limits import takes, why_no_gpu
+from ttengine.errors import ConfigError
 from ttengine.model import TrajectoryTransformer
 
 __all__ = [
@@ -48,10 +49,17 @@ def make_engine(model: TrajectoryTransformer, discretizer: Discretizer, config: 
         EngineError: cpp was asked for, by name or by `auto`, and the native core is not built; or triton, and it does
             not run on the model's device.
         MissingExtraError: triton was asked for, and is not installed.
-        ConfigError: an engine was named, and does not take the model or the search.
+        ConfigError: an engine was named, and does not take the model or the search; or a precision was, and the engine
+            is not triton.
         NonFiniteError: cpp or triton was chosen, and a weight is NaN or infinite.
     """
     name = _choose(model, config) if config.engine == "auto" else config.engine
+    if name != "triton" and config.precision != "fp32":
+        chosen = ", which engine='auto' chose here," if config.engine == "auto" else ""
+        raise ConfigError(
+            f"precision={config.precision!r} is for engine='triton'; {name!r}{chosen} computes in the model's own: "
+            "leave precision out"
+        )
     return name, ENGINES[name](model, discretizer, config)
 
 
