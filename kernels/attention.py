@@ -59,43 +59,47 @@ def turn(x, turns, distance, HEAD: tl.constexpr, BACK: tl.constexpr):
 
 @triton.jit
 def share_lists(steps, lists, stride, begin, live, anchor, tail, SLOTS: tl.constexpr, LISTS: tl.constexpr,
-                GROUP: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """Find which lists of a tile are the same from some block on: `attend` reads such a block once for several.
+                GROUP: tl.constexpr, SPLIT: tl.constexpr, KEYS: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """Find which lists of a tile are the same from some slot on: `attend` reads what precedes it once for several.
 
     Two lists that have a page in common at one entry have to have all earlier ones in common, as those of relatives do.
-    So a block is the same for two lists if its newest page is. Looked at are the lists of each part by themselves. The
-    arguments are those of `attend`, which says what is written to `steps`; at most the first row of a list is `live`,
-    and sees as far back as any of its rows.
+    So what a strand reads of a block is the same for two lists if its newest page is. Looked at are the lists of each
+    part by themselves. The arguments are those of `attend`, which says what is written to `steps`; at most the first
+    row of a list is `live`, and sees as far back as any of its rows.
     """
     ROWS: tl.constexpr = begin.shape[0]
     PER: tl.constexpr = LISTS // GROUP
     row = tl.arange(0, ROWS)
     of_list = row % LISTS
-    start = anchor - BLOCK
+    start = anchor - SPLIT * KEYS
     if TAIL > 0:
-        start += (TAIL + BLOCK - 1) // BLOCK * BLOCK
+        start += (TAIL + SPLIT * KEYS - 1) // (SPLIT * KEYS) * (SPLIT * KEYS)
     lowest = tl.min(tl.where(live, begin, anchor), 0)
     found = anchor * 0
-    while start + BLOCK > lowest:
-        newest = (start + BLOCK - 1) // SLOTS
-        if TAIL > 0:
-            newest = tl.where(start >= anchor, tail, newest)
-        sees = live & (start + BLOCK > begin)
-        page = tl.load(lists + of_list * stride + newest, mask=sees, other=-1)
-        beside = (of_list[:, None] // PER == of_list[None, :] // PER) & sees[None, :]
-        leader = tl.min(tl.where((page[:, None] == page[None, :]) & beside, row[None, :], ROWS), 1)
-        leads = sees & (leader == row)
-        number = tl.sum((beside & leads[None, :] & (row[None, :] < leader[:, None])).to(tl.int32), 1)
-        count = tl.max(tl.where(leads, number + 1, 0), 0)
-        i = 0
-        while i < count:
-            record = steps + 1 + (found + i) * (1 + LISTS + GROUP)
-            tl.store(record, start)
-            tl.store(record + 1 + of_list, (sees & (number == i)).to(tl.int32), mask=row < LISTS)
-            tl.store(record + 1 + LISTS + of_list // PER, of_list, mask=leads & (number == i))
-            i += 1
-        found += count
-        start -= BLOCK
+    while start + SPLIT * KEYS > lowest:
+        most = anchor * 0
+        for strand in tl.static_range(SPLIT):
+            end = start + (strand + 1) * KEYS
+            newest = (end - 1) // SLOTS
+            sees = live & (end > begin)
+            if TAIL > 0:
+                newest = tl.where(end > anchor, tail, newest)
+                sees = sees & (end - KEYS + row * 0 < anchor + TAIL)
+            page = tl.load(lists + of_list * stride + newest, mask=sees, other=-1)
+            beside = (of_list[:, None] // PER == of_list[None, :] // PER) & sees[None, :]
+            leader = tl.min(tl.where((page[:, None] == page[None, :]) & beside, row[None, :], ROWS), 1)
+            leads = sees & (leader == row)
+            number = tl.sum((beside & leads[None, :] & (row[None, :] < leader[:, None])).to(tl.int32), 1)
+            most = tl.maximum(most, tl.max(tl.where(leads, number + 1, 0), 0))
+            for i in tl.range(0, PER):
+                record = steps + 1 + (found + i) * (1 + SPLIT * (LISTS + GROUP))
+                tl.store(record, start)
+                record += 1 + strand * (LISTS + GROUP)
+                tl.store(record + of_list, (sees & (number == i)).to(tl.int32), mask=row < LISTS)
+                tl.store(record + LISTS + of_list // PER, of_list, mask=leads & (number == i))
+        found += most
+        start -= SPLIT * KEYS
+        tl.debug_barrier()  # records of the next block are written over those that were too many
     tl.store(steps, found)
     tl.debug_barrier()
 
@@ -128,9 +132,10 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
         keys, values: pointers to slot 0 of page 0 of the first head, of the numbers' type; a page is `page_size`
             further, a head SLOTS * HEAD, a slot HEAD.
         lists: pointer to the first of LISTS lists, each `stride` after the one before; row r reads list r % LISTS.
-        steps: of lists that are SHARED, what `share_lists` found: how many lists of blocks are to be read, then of each
-            1 + LISTS + GROUP int32: its first slot, for each list whether the block is its own too, and for each part
-            the list that it is read of. Others are read one after the other.
+        steps: of lists that are SHARED, what `share_lists` found: how many steps are to be taken, then of each its
+            block's first slot, and for each of a head's strands LISTS + GROUP int32: for each list whether what the
+            strand reads is its own too, and for each part the list that it is read of. Others are read one after the
+            other.
         begin, end: [R], the first and the last slot that a row sees.
         live: [R] bool; the other rows are zeros.
         anchor: one past the last slot that any row sees.
@@ -177,17 +182,18 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
     for step in tl.range(0, count, disable_licm=True, num_stages=STAGES):
         reads = live[None, :]
         if SHARED:
-            record = steps + 1 + step * (1 + LISTS + GROUP)
+            record = steps + 1 + step * (1 + SPLIT * (LISTS + GROUP))
             start = tl.load(record)
-            own = tl.load(record + 1 + of_list) > 0
-            owner = tl.load(record + 1 + LISTS + part)[:, None]
+            record += 1 + strand % SPLIT * (LISTS + GROUP)
+            own = tl.load(record[:, None] + of_list[None, :]) > 0
+            owner = tl.load(record + LISTS + part)[:, None]
         else:
             start = newest - step // PER * BLOCK
-            own = of_list % PER == step % PER
+            own = (of_list % PER == step % PER)[None, :]
             owner = (part * PER + step % PER)[:, None]
         lowest_here, highest_here = lowest, highest
         if LISTS > 1:
-            reads = reads & own[None, :] & of_part
+            reads = reads & own & of_part
             lowest_here = tl.min(tl.where(reads, begin[None, :], NOWHERE), 1)[:, None]
             highest_here = tl.max(tl.where(reads, end[None, :], -1), 1)[:, None]
         at = start + of_block

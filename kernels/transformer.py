@@ -126,10 +126,10 @@ class Shape:
         return max(1, min(8, 256 // self.head_width) // self.heads_beside)
 
     def blocks(self, entries: int) -> int:
-        """Most blocks of `attend` in a list of so many pages, and a goal's behind them."""
+        """Most blocks of `attend` in a list of so many pages, and a goal's behind them, a strand's share each."""
         block = self.keys * self.split
         goal = -(-self.observation_dim // block) if self.goal else 0
-        return -(-entries * self.slots // block) + goal
+        return self.split * (-(-entries * self.slots // block) + goal)
 
     @property
     def stages(self) -> int:
@@ -362,7 +362,7 @@ def share_tile(steps, oldest, live, entry, lists, stride, count, SHAPE: tl.const
         begin = first_seen(entry, oldest * 0, oldest, SHAPE)
         share_lists(
             steps, lists, stride, begin, live, (entry + 1) * SHAPE.slots, count, SHAPE.slots, LISTS, SHAPE.group,
-            SHAPE.keys * SHAPE.split, TAIL,
+            SHAPE.split, SHAPE.keys, TAIL,
         )  # fmt: skip
 
 
