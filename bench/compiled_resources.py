@@ -61,8 +61,8 @@ def search_of(window: bool = False) -> Search:
     """The paper's search for hopper."""
     entries = 6 if window else 7
     shape = shape_of("bf16", window)
-    blocks, context_pages = shape.blocks(entries), 5 * shape.layers + 1
-    return Search(15, 128, 2, window, entries, context_pages, ACTION, TOP, TOP, TOP, share=window, blocks=blocks)
+    pieces, context_pages = shape.pieces(entries), 5 * shape.layers + 1
+    return Search(15, 128, 2, window, entries, context_pages, ACTION, TOP, TOP, TOP, share=window, pieces=pieces)
 
 
 ROWS = Rows("*i64", "*fp32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32", "*i32")

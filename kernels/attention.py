@@ -63,20 +63,21 @@ def share_lists(steps, lists, stride, begin, live, anchor, tail, SLOTS: tl.const
     """Find which lists of a tile are the same from some slot on: `attend` reads what precedes it once for several.
 
     Two lists that have a page in common at one entry have to have all earlier ones in common, as those of relatives do.
-    So what a strand reads of a block is the same for two lists if its newest page is. Looked at are the lists of each
-    part by themselves. The arguments are those of `attend`, which says what is written to `steps`; at most the first
-    row of a list is `live`, and sees as far back as any of its rows.
+    So a piece, what a strand reads of a block, is the same for two lists if its newest page is. Looked at are the lists
+    of each part by themselves. The arguments are those of `attend`, which says what is written to `steps`; at most the
+    first row of a list is `live`, and sees as far back as any of its rows.
     """
     ROWS: tl.constexpr = begin.shape[0]
     PER: tl.constexpr = LISTS // GROUP
+    BLOCK: tl.constexpr = SPLIT * KEYS
     row = tl.arange(0, ROWS)
     of_list = row % LISTS
-    start = anchor - SPLIT * KEYS
+    start = anchor - BLOCK
     if TAIL > 0:
-        start += (TAIL + SPLIT * KEYS - 1) // (SPLIT * KEYS) * (SPLIT * KEYS)
+        start += (TAIL + BLOCK - 1) // BLOCK * BLOCK
     lowest = tl.min(tl.where(live, begin, anchor), 0)
     found = anchor * 0
-    while start + SPLIT * KEYS > lowest:
+    while start + BLOCK > lowest:
         most = anchor * 0
         for strand in tl.static_range(SPLIT):
             end = start + (strand + 1) * KEYS
@@ -98,7 +99,7 @@ def share_lists(steps, lists, stride, begin, live, anchor, tail, SLOTS: tl.const
                 tl.store(record + of_list, (sees & (number == i)).to(tl.int32), mask=row < LISTS)
                 tl.store(record + LISTS + of_list // PER, of_list, mask=leads & (number == i))
         found += most
-        start -= SPLIT * KEYS
+        start -= BLOCK
         tl.debug_barrier()  # records of the next block are written over those that were too many
     tl.store(steps, found)
     tl.debug_barrier()
@@ -133,8 +134,8 @@ def attend(query, keys, values, page_size, lists, stride, steps, begin, end, liv
             further, a head SLOTS * HEAD, a slot HEAD.
         lists: pointer to the first of LISTS lists, each `stride` after the one before; row r reads list r % LISTS.
         steps: of lists that are SHARED, what `share_lists` found: how many steps are to be taken, then of each its
-            block's first slot, and for each of a head's strands LISTS + GROUP int32: for each list whether what the
-            strand reads is its own too, and for each part the list that it is read of. Others are read one after the
+            block's first slot, and for each of a head's strands LISTS + GROUP int32: for each list whether the
+            strand's piece is its own too, and for each part the list that it is read of. Others are read one after the
             other.
         begin, end: [R], the first and the last slot that a row sees.
         live: [R] bool; the other rows are zeros.

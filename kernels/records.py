@@ -34,13 +34,13 @@ class Search:
     """check several guessed observation tokens at once"""
     share: bool = False
     """compute what the beams' windows have in common once (`sharing`)"""
-    blocks: int = 0
-    """most blocks that `expand` and `observe` read of a list (`Shape.blocks`)"""
+    pieces: int = 0
+    """most pieces that strands read of a list in `expand` and `observe` (`Shape.pieces`)"""
 
     @property
     def steps(self) -> int:
         """Numbers with which a tile of up to 16 rows says what their lists have in common, a row."""
-        return 2 + 10 * self.blocks
+        return 2 + 10 * self.pieces
 
 
 class Rows(NamedTuple):

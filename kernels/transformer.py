@@ -125,8 +125,8 @@ class Shape:
         """Strands of `attend` for one head and list."""
         return max(1, min(8, 256 // self.head_width) // self.heads_beside)
 
-    def blocks(self, entries: int) -> int:
-        """Most blocks of `attend` in a list of so many pages, and a goal's behind them, a strand's share each."""
+    def pieces(self, entries: int) -> int:
+        """Most pieces that strands of `attend` read of a list of so many pages, and a goal's behind them."""
         block = self.keys * self.split
         goal = -(-self.observation_dim // block) if self.goal else 0
         return self.split * (-(-entries * self.slots // block) + goal)

@@ -58,7 +58,7 @@ def make_engine(model: TrajectoryTransformer, discretizer: Discretizer, config: 
         chosen = ", which engine='auto' chose here," if config.engine == "auto" else ""
         raise ConfigError(
             f"precision={config.precision!r} is for engine='triton'; {name!r}{chosen} computes in the model's own: "
-            "leave precision out"
+            "leave precision out, or name engine='triton' where there is an NVIDIA GPU"
         )
     return name, ENGINES[name](model, discretizer, config)
 

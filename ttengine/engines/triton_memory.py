@@ -64,7 +64,7 @@ def compiled_for(model: ModelConfig, config: PlanConfig, device: torch.device) -
         percentile_as_released=config.percentile_as_released,
         draft=config.draft,
         share=window and config.deduplicate,
-        blocks=shape.blocks(entries),
+        pieces=shape.pieces(entries),
     )
     return shape, search
 
