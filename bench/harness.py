@@ -45,8 +45,8 @@ def _git(*arguments: str) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that a measurement depends on."""
-    packages = {name: version(name) for name in ("ttengine", "torch", "numpy")}
-    return {"python": platform.python_version(), **packages}
+    packages = {name: version(name) for name in ("ttengine", "numpy")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **packages}  # with what it is built for
 
 
 def machine() -> dict[str, Any]:
