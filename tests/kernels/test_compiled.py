@@ -20,8 +20,9 @@ def test_compiled_kernels_take_what_the_committed_table_says(repository: Path) -
     assert targets == {"sm_80", "sm_90", "sm_100", "gfx942"}
     alone = ("take", "select_beams", "sample_topk")
     assert all(each["matrix_instructions"] or name.startswith(alone) for name, each in committed["kernels"].items())
-    spilled = {name: kernel["stack"] for name, kernel in committed["kernels"].items()}
-    assert all(stack <= 320 for name, stack in spilled.items() if "sm_" in name)  # bytes: few of 255 registers
+    spilled = {name: kernel["stack"] for name, kernel in committed["kernels"].items() if "sm_" in name}
+    assert spilled.pop("expand fp32 sm_80") <= 320  # Triton 3.7 spills twice as much there as 3.9
+    assert all(stack <= 192 for stack in spilled.values())  # bytes: few of 255 registers
     shared = {name: kernel["shared"] for name, kernel in committed["kernels"].items()}
     assert all(bytes_ <= 64 * 1024 for name, bytes_ in shared.items() if "gfx942" in name)
     assert all(bytes_ <= 99 * 1024 for name, bytes_ in shared.items() if "small" in name)
